@@ -1,0 +1,93 @@
+"""The parts every Transformer has: RMSNorm, rotary positions with YaRN, SwiGLU."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inazuma.model.config import ModelConfig, YarnScaling
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is when it is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(at_least_float32(x), (x.shape[-1],), at_least_float32(self.weight), self.eps).to(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def softmax_scale(width: int, scaling: YarnScaling | None) -> float:
+    """width ** -0.5, times mscale squared under YaRN (DeepSeek's `mscale_all_dim`)."""
+    return width**-0.5 * (_mscale(scaling.factor, scaling.mscale_all_dim) ** 2 if scaling else 1.0)
+
+
+def inverse_frequencies(width: int, config: ModelConfig) -> tuple[Tensor, float]:
+    """RoPE's angular frequencies `[width / 2]` (float32), and the factor YaRN puts on cos and sin.
+
+    YaRN (arXiv 2309.00071, section 3.2) divides slow frequencies by `factor`, leaves fast ones alone and blends
+    linearly in between; the bounds are the pairs that turn `beta_fast` and `beta_slow` times over the original context.
+    """
+    pairs = torch.arange(0, width, 2, dtype=torch.float32) / width
+    frequencies = 1.0 / config.rope_theta**pairs
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies, 1.0
+
+    def pair_that_turns(times: float) -> float:
+        turns = scaling.original_max_position_embeddings / (times * 2 * math.pi)
+        return width * math.log(turns) / (2 * math.log(config.rope_theta))
+
+    low = max(math.floor(pair_that_turns(scaling.beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(scaling.beta_slow)), width - 1)
+    ramp = (torch.arange(width // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    slow = ramp.clamp(0, 1)
+    factor = _mscale(scaling.factor, scaling.mscale) / _mscale(scaling.factor, scaling.mscale_all_dim)
+    return frequencies * (1 - slow) + frequencies / scaling.factor * slow, factor
+
+
+class Rotation:
+    """cos and sin of every position's angles, `[B,T,width/2]` in at least float32."""
+
+    def __init__(self, positions: Tensor, width: int, config: ModelConfig):
+        frequencies, factor = inverse_frequencies(width, config)
+        angles = positions[..., None].to(torch.float32) * frequencies.to(positions.device)
+        self.cos, self.sin, self.width = angles.cos() * factor, angles.sin() * factor, width
+
+    def __call__(self, x: Tensor, *, interleaved: bool) -> Tensor:
+        """Rotates `x [B,T,heads,width]`: pairs are neighbours when `interleaved`, else element i and i + width/2.
+
+        The result always lies in halves. That permutes an interleaved head's width, in queries and keys alike, so
+        their products are the same.
+        """
+        a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
+        cos, sin = self.cos[:, :, None], self.sin[:, :, None]
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
