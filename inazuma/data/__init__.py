@@ -1,0 +1,1 @@
+"""Text in, packed batches out: corpus → tokenizer → shards → batches. Needs no PyTorch."""

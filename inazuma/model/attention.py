@@ -136,9 +136,7 @@ class LatentAttention(Attention):
         if absorbed if absorbed is not None else context.cache is not None:
             expand_k, expand_v = self.kv_b_proj.weight.unflatten(0, (H, N + V)).split([N, V], dim=1)
             q = torch.cat([torch.einsum("bthn,hnr->bthr", q_nope, expand_k.to(q_nope.dtype)), q_rope], dim=-1)
-            result, selection = self.attend(
-                q, latent_BSGD, latent_BSGD[..., :R], x_BTE, query_BTL, context, shared
-            )
+            result, selection = self.attend(q, latent_BSGD, latent_BSGD[..., :R], x_BTE, query_BTL, context, shared)
             out_BTHV = torch.einsum("bthr,hvr->bthv", result.out, expand_v.to(result.out.dtype))
         else:
             latent, k_rope = latent_BSGD.split([R, P], dim=-1)

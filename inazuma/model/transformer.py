@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,16 +65,20 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> Transformer:
-        """Draws all weights anew from `seed`, the same on every device: normal with `initializer_range`, and for what
-        writes to the residual stream smaller by sqrt(2 layers) (GPT-2), so that its variance does not grow with depth.
+        """Draws all weights anew: normal with `initializer_range`, and for what writes to the residual stream smaller
+        by sqrt(2 layers) (GPT-2), so that its variance does not grow with depth.
+
+        Each tensor is drawn from (seed, its name): the same on every device, and a dense model starts with the very
+        weights of its sparse twin.
         """
-        generator = torch.Generator().manual_seed(seed)
         depth = (2 * self.config.num_hidden_layers) ** -0.5
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:  # norms: weight one, bias zero
                 parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
                 continue
             std = self.config.initializer_range * (depth if name.endswith(("o_proj.weight", "down_proj.weight")) else 1)
+            digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
         return self
 
@@ -107,7 +112,7 @@ class Transformer(nn.Module):
         if stage is None:
             stage = "dense" if config.index_topk is None else "frozen"
         if config.index_topk is None and (stage != "dense" or output_index_loss):
-            raise UserError("this model is dense (index_topk is null): it has only the stage 'dense', and no index loss")
+            raise UserError("this model is dense (index_topk is null): its only stage is 'dense', without index loss")
         if stage == "frozen" and output_index_loss:
             raise UserError("stage 'frozen' has no index loss")
         positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)

@@ -37,8 +37,8 @@ def check_tensor(name: str, x: Tensor, shape: tuple[int | None, ...], letters: s
         raise UserError(f"{name}: expected a tensor [{letters}], got {type(x).__name__}")
     if x.dtype not in FLOATS:
         raise UserError(f"{name}: expected a floating-point tensor, got {x.dtype}")
-    fits = x.dim() == len(shape) and all(want is None or want == size for want, size in zip(shape, x.shape, strict=True))
-    if not fits:
+    same_rank = x.dim() == len(shape)
+    if not same_rank or any(want not in (None, size) for want, size in zip(shape, x.shape, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise UserError(f"{name}: expected shape [{letters}] = [{wanted}], got {list(x.shape)}")
     if like is not None and x.device != like.device:

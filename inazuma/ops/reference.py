@@ -26,7 +26,7 @@ from inazuma.errors import UserError
 from inazuma.ops.contract import Spans, check_attention, check_index, check_indices, check_tensor, resolve_spans
 
 slab_elements = 1 << 20
-"""The largest temporary score slab, in elements (4 MiB in float32: about what stays in a processor's cache)."""
+"""The largest temporary score slab, in elements (4 MiB in float32: about what stays in a core's cache)."""
 
 GATHER_PAYS = 32
 """Sparse attention reads a chunk's keys in place, masked, until they are this many times the kept tokens; beyond that
@@ -43,89 +43,104 @@ def _exact(x: Tensor) -> AbstractContextManager:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Which keys a chunk of queries reads
+# Which keys a chunk of queries reads. From here on letters are small, as in einsum, and a chunk is of one batch row.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class _Window:
-    """The keys `lo..hi` that some query of the chunk may see, shared by its queries: blocks are `[B, n, ...]`."""
+    """The n keys from the first to the last that some query of the chunk sees, shared by its queries.
 
-    axes = "bs"
+    A block is `[..., n, d]`, written with the key axes "s".
+    """
 
-    def __init__(self, rows: slice, keys: slice, mask_BTS: Tensor):
-        self.rows, self.keys, self.mask = rows, keys, mask_BTS
-        self.unread = ~mask_BTS.any(1)  # [B, n]
+    axes = "s"
+
+    def __init__(self, batch: int, rows: slice, keys: slice, hidden: Tensor):
+        self.batch, self.rows, self.keys = batch, rows, keys
+        self.hidden = hidden
+        """Bool `[t, s]`: the keys of the block that a query does not read."""
 
     def read(self, x: Tensor) -> Tensor:
-        """The block of `x [B,S,...]`, with zeros where no query looks: 0 * NaN in a product would be NaN."""
-        block = x[:, self.keys]
-        return block.masked_fill(self.unread.view(*self.unread.shape, *(1,) * (x.dim() - 2)), 0)
+        """The block of `x [B, ..., S, d]`."""
+        return x[self.batch][..., self.keys, :]
 
     def add(self, x: Tensor, block: Tensor) -> None:
-        x[:, self.keys] += block
+        """Adds `block` to where `read` took it from."""
+        x[self.batch][..., self.keys, :] += block
 
 
 class _Gathered:
-    """Each query's own K keys: blocks are `[B, c, K, ...]`."""
+    """Each query's own K keys. A block is `[..., t, K, d]`, written with the key axes "ts"."""
 
-    axes = "bts"
+    axes = "ts"
 
-    def __init__(self, rows: slice, indices_BTK: Tensor, S: int):
-        self.rows = rows
-        self.mask = indices_BTK >= 0
-        # One more row than there are keys takes what the empty places (-1) would read or write.
-        B = indices_BTK.shape[0]
-        batch = torch.arange(B, device=indices_BTK.device).view(B, 1, 1) * S
-        self.flat = (indices_BTK.clamp(min=0) + batch).flatten()
+    def __init__(self, batch: int, rows: slice, indices: Tensor):
+        self.batch, self.rows = batch, rows
+        self.hidden = indices < 0
+        self.flat = indices.clamp(min=0).flatten().long()
 
     def read(self, x: Tensor) -> Tensor:
-        block = x.flatten(0, 1).index_select(0, self.flat).view(*self.mask.shape, *x.shape[2:])
-        return block.masked_fill(~self.mask.view(*self.mask.shape, *(1,) * (x.dim() - 2)), 0)
+        block = x[self.batch].index_select(-2, self.flat).unflatten(-2, self.hidden.shape)
+        return block.masked_fill_(self.hidden[..., None], 0)
 
     def add(self, x: Tensor, block: Tensor) -> None:
-        x.view(-1, *x.shape[2:]).index_add_(0, self.flat, block.flatten(0, 2))
+        x[self.batch].index_add_(-2, self.flat, block.flatten(-3, -2))
 
 
 def _windows(spans: Spans, heads: int, S: int) -> Iterator[_Window]:
     """Chunks of queries with every key they see; `heads` score planes must fit the slab together."""
     B, T = spans.first.shape
-    size = max(1, slab_elements // max(1, B * heads * S))
-    # One transfer for all the chunks' bounds: a synchronisation per chunk would stall a GPU.
+    if T == 0:
+        return
+    size = max(1, slab_elements // max(1, heads * S))
     starts = range(0, T, size)
-    lows, highs = [], []
-    for start in starts:
-        first, last = spans.first[:, start : start + size], spans.last[:, start : start + size]
-        lows.append(torch.where(last < first, S, first).amin())
-        highs.append(last.amax() + 1)
-    bounds = torch.stack([torch.stack(lows), torch.stack(highs)]).tolist() if lows else ([], [])
-    for start, low, high in zip(starts, *bounds, strict=True):
-        rows, keys = slice(start, min(start + size, T)), slice(min(low, high), high)
-        position = torch.arange(keys.start, keys.stop, device=spans.first.device)
-        first, last = spans.first[:, rows, None], spans.last[:, rows, None]
-        yield _Window(rows, keys, (position >= first) & (position <= last))
+    # One transfer for all chunks' bounds: a synchronisation per chunk would stall a GPU.
+    low = torch.where(spans.last < spans.first, S, spans.first)
+    lows = torch.stack([low[:, start : start + size].amin(1) for start in starts], 1)
+    highs = torch.stack([spans.last[:, start : start + size].amax(1) + 1 for start in starts], 1)
+    bounds = torch.stack([torch.minimum(lows, highs), highs], -1).tolist()
+    for batch in range(B):
+        for start, (low, high) in zip(starts, bounds[batch], strict=True):
+            rows = slice(start, min(start + size, T))
+            position = torch.arange(low, high, device=spans.first.device)
+            first, last = spans.first[batch, rows, None], spans.last[batch, rows, None]
+            yield _Window(batch, rows, slice(low, high), (position < first) | (position > last))
 
 
 def _selected(indices: Tensor, heads: int, S: int) -> Iterator[_Window | _Gathered]:
     """Chunks of queries with the keys that `indices` keeps, in the layout that is faster at this size."""
     B, T, K = indices.shape
-    if K == 0 or S > GATHER_PAYS * K or T == 1:
-        size = max(1, slab_elements // max(1, B * K * heads))
-        for start in range(0, T, size):
-            rows = slice(start, min(start + size, T))
-            yield _Gathered(rows, indices[:, rows].long(), S)
+    if T == 1 or S > GATHER_PAYS * K:
+        size = max(1, slab_elements // max(1, K * heads))
+        for batch in range(B):
+            for start in range(0, T, size):
+                rows = slice(start, min(start + size, T))
+                yield _Gathered(batch, rows, indices[batch, rows])
         return
-    last = indices.amax(-1).long()
     first = torch.where(indices < 0, S, indices).amin(-1).long()
-    for window in _windows(Spans(first.clamp(max=S - 1), last), heads, S):
+    for window in _windows(Spans(first, indices.amax(-1).long()), heads, S):
         low, n = window.keys.start, window.keys.stop - window.keys.start
-        chosen = indices[:, window.rows].long()
-        mask = torch.zeros(B, chosen.shape[1], n + 1, dtype=torch.bool, device=indices.device)
-        mask.scatter_(2, torch.where(chosen < 0, n, chosen - low), True)  # the last column takes the empty places
-        yield _Window(window.rows, window.keys, mask[..., :n])
+        chosen = indices[window.batch, window.rows].long()
+        # One more column than there are keys takes the empty places.
+        hidden = torch.ones(len(chosen), n + 1, dtype=torch.bool, device=indices.device)
+        hidden.scatter_(1, torch.where(chosen < 0, n, chosen - low), False)
+        yield _Window(window.batch, window.rows, window.keys, hidden[:, :n])
 
 
-def _key_sets(indices: Tensor | None, spans: Spans, heads: int, S: int) -> Iterator[_Window | _Gathered]:
+def _key_sets(indices: Tensor | None, spans: Spans | None, heads: int, S: int) -> Iterator[_Window | _Gathered]:
     return _windows(spans, heads, S) if indices is None else _selected(indices, heads, S)
+
+
+def _unread(indices: Tensor | None, spans: Spans | None, B: int, S: int) -> Tensor:
+    """The keys that no query reads, bool `[B, S]`. Zeros are put in their place: 0 * NaN in a product would be NaN."""
+    if indices is not None:
+        read = torch.zeros(B, S + 1, dtype=torch.bool, device=indices.device)
+        return ~read.scatter_(1, torch.where(indices < 0, S, indices).flatten(1).long(), True)[:, :S]
+    # How many spans are open at each key: +1 where one begins, -1 behind where it ends.
+    opened = torch.zeros(B, S + 1, dtype=torch.int32, device=spans.first.device)
+    one = torch.ones_like(spans.first, dtype=torch.int32)
+    opened.scatter_add_(1, spans.first, one).scatter_add_(1, spans.last + 1, -one)
+    return opened.cumsum(1)[:, :S] == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -134,21 +149,21 @@ def _key_sets(indices: Tensor | None, spans: Spans, heads: int, S: int) -> Itera
 
 
 def _index_scores(index_q: Tensor, index_k: Tensor, index_w: Tensor, axes: str) -> tuple[Tensor, Tensor]:
-    """`I [B,c,n]` and the rectified products `[B,I,c,n]` of one chunk; V3.2 report, equation 1."""
-    products_BITS = torch.einsum(f"btic,{axes}c->bits", index_q, index_k).relu_()
-    return torch.einsum("bti,bits->bts", index_w, products_BITS), products_BITS
+    """`I [t,s]` and the rectified products `[t,i,s]` of one chunk; V3.2 report, equation 1."""
+    products = torch.einsum(f"tic,{axes}c->tis", index_q, index_k).relu_()
+    return torch.einsum("ti,tis->ts", index_w, products), products
 
 
-def _keep_best(scores: Tensor, visible: Tensor, k: int) -> Tensor:
-    """The mask of the k best visible keys of each row: higher score first, then lower index. `[B,c,n]` bool.
+def _keep_best(scores: Tensor, hidden: Tensor, k: int) -> Tensor:
+    """Which k keys each row keeps, of those not hidden: higher score first, then lower index. Bool `[t,s]`.
 
     Rectified scores tie often (exact zeros), so the k-th best value is found first; what lies above it is kept, and
     of what equals it the lowest indices that still fit. A score that is not finite never comes before a finite one.
     """
-    scores = scores.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf).masked_fill_(~visible, -math.inf)
+    scores = scores.nan_to_num_(nan=-math.inf, posinf=-math.inf, neginf=-math.inf).masked_fill_(hidden, -math.inf)
     threshold = scores.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     above = scores > threshold
-    equal = (scores == threshold) & visible
+    equal = (scores == threshold) & ~hidden
     room = k - above.sum(-1, keepdim=True)
     return above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
 
@@ -187,16 +202,16 @@ def select_tokens(
     index_q, index_k, index_w = index_q.to(dtype), index_k.to(dtype), index_w.to(dtype)
     indices = torch.full((B, T, k), -1, dtype=torch.int32, device=index_q.device)
     with _exact(index_q):
+        index_k = index_k.masked_fill(_unread(None, spans, B, S)[..., None], 0)
         for window in _windows(spans, heads, S):
-            keep = window.mask
+            chunk = window.batch, window.rows
+            keep = ~window.hidden
             if keep.shape[-1] > k:  # otherwise every query keeps all it sees
-                scores, _ = _index_scores(
-                    index_q[:, window.rows], window.read(index_k), index_w[:, window.rows], window.axes
-                )
-                keep = _keep_best(scores, window.mask, k)
-            batch, row, column = keep.nonzero(as_tuple=True)
-            rank = keep.cumsum(-1, dtype=torch.int32)[batch, row, column] - 1
-            indices[batch, row + window.rows.start, rank.long()] = (column + window.keys.start).to(torch.int32)
+                scores, _ = _index_scores(index_q[chunk], window.read(index_k), index_w[chunk], window.axes)
+                keep = _keep_best(scores, window.hidden, k)
+            row, column = keep.nonzero(as_tuple=True)
+            rank = keep.cumsum(-1)[row, column] - 1
+            indices[chunk][row, rank] = (column + window.keys.start).to(torch.int32)
     return indices
 
 
@@ -205,14 +220,23 @@ def select_tokens(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _probabilities(q: Tensor, k: Tensor, lse: Tensor | None, mask: Tensor, scale: float, axes: str) -> tuple:
-    """Softmax over one chunk's keys, `[B,G,N,c,n]`, from its log-sum-exp `[B,c,G,N]` (computed when None)."""
-    scores = torch.einsum(f"btgnd,{axes}gd->bgnts", q * scale, k)
-    scores.masked_fill_(~mask[:, None, None], -math.inf)
+def _heads_first(x: Tensor, G: int, dtype: torch.dtype) -> Tensor:
+    """`[B,T,H,...]` as `[B,G,N,T,...]`, N = H / G query heads to a key-value head."""
+    return x.to(dtype).unflatten(2, (G, -1)).movedim(1, 3).contiguous()
+
+
+def _heads_last(x: Tensor) -> Tensor:
+    """`[B,G,N,T,...]` as `[B,T,H,...]`."""
+    return x.movedim(3, 1).flatten(2, 3)
+
+
+def _scores(q: Tensor, k: Tensor, lse: Tensor | None, axes: str) -> Tensor:
+    """`q k'` of one chunk, `[g,n,t,s]`, less the log-sum-exp `[g,n,t]` where it is given (and finite: see below)."""
+    scores = torch.einsum(f"gntd,g{axes}d->gnts", q, k)
     if lse is None:
-        lse = scores.logsumexp(-1).permute(0, 3, 1, 2)
-    shift = lse.masked_fill(lse == -math.inf, 0).permute(0, 2, 3, 1)  # a query without keys: exp(-inf - 0) = 0
-    return scores.sub_(shift[..., None]).exp_(), lse
+        return scores
+    # A query without keys has lse -inf and all its scores hidden: anything finite will do.
+    return scores.sub_(lse.masked_fill(lse == -math.inf, 0)[..., None])
 
 
 class _Attention(torch.autograd.Function):
@@ -221,60 +245,61 @@ class _Attention(torch.autograd.Function):
     With P = exp(scale Q K' - lse) and delta = rowsum(dO * O) - dlse (FlashAttention-2, arXiv 2307.08691, algorithm 2):
 
         dV = P' dO      dS = P * (dO V' - delta)      dQ = scale dS K      dK = scale dS' Q
-
-    The heads are viewed as `[G, N]`, N = H / G query heads to a key-value head.
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, sink, indices, spans: Spans, scale: float):
+    def forward(ctx, q, k, v, sink, indices, spans: Spans | None, scale: float):
         dtype = _accumulator(q)
-        B, T, H, _ = q.shape
-        S, G, Dv = v.shape[1:]
+        B, S, G, _ = k.shape
+        unread = _unread(indices, spans, B, S)
         with _exact(q):
-            q_ = q.to(dtype).unflatten(2, (G, H // G))
-            k_, v_ = k.to(dtype), v.to(dtype)
-            out = q_.new_zeros(B, T, G, H // G, Dv)
-            lse = q_.new_full((B, T, G, H // G), -math.inf)
-            for keys in _key_sets(indices, spans, H, S):
-                rows = keys.rows
-                chunk = _probabilities(q_[:, rows], keys.read(k_), None, keys.mask, scale, keys.axes)
-                probabilities, lse[:, rows] = chunk
+            q_ = _heads_first(q, G, dtype) * scale
+            k_, v_ = (x.to(dtype).transpose(1, 2).masked_fill(unread[:, None, :, None], 0) for x in (k, v))
+            out = q_.new_zeros(*q_.shape[:-1], v.shape[-1])
+            lse = q_.new_full(q_.shape[:-1], -math.inf)
+            for keys in _key_sets(indices, spans, q.shape[2], S):
+                chunk = keys.batch, ..., keys.rows
+                scores = _scores(q_[*chunk, :], keys.read(k_), None, keys.axes).masked_fill_(keys.hidden, -math.inf)
+                total = scores.logsumexp(-1)
                 if sink is not None:  # one more logit in the denominator, with no value behind it
-                    with_sink = torch.logaddexp(lse[:, rows], sink.to(dtype).view(G, H // G))
-                    probabilities *= (lse[:, rows] - with_sink).exp().permute(0, 2, 3, 1)[..., None]
-                    lse[:, rows] = with_sink
-                out[:, rows] = torch.einsum(f"bgnts,{keys.axes}gd->btgnd", probabilities, keys.read(v_))
-        out, lse = out.flatten(2, 3), lse.flatten(2, 3)
-        ctx.save_for_backward(q, k, v, sink, indices, *spans, out, lse)
+                    total = torch.logaddexp(total, sink.to(dtype).view(G, -1, 1))
+                lse[chunk] = total
+                probabilities = scores.sub_(total.masked_fill(total == -math.inf, 0)[..., None]).exp_()
+                out[*chunk, :] = torch.einsum(f"gnts,g{keys.axes}d->gntd", probabilities, keys.read(v_))
+        ctx.save_for_backward(q, k, v, sink, indices, *(spans or (None, None)), out, lse)
         ctx.scale = scale
-        return out.to(q.dtype), lse
+        return _heads_last(out).to(q.dtype), _heads_last(lse)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout, dlse):
         q, k, v, sink, indices, first, last, out, lse = ctx.saved_tensors
+        spans = None if first is None else Spans(first, last)
         dtype, scale = out.dtype, ctx.scale
-        H, G, S = q.shape[2], k.shape[2], k.shape[1]
+        B, S, G, _ = k.shape
+        unread = _unread(indices, spans, B, S)
         with _exact(q):
-            heads = lambda x: x.to(dtype).unflatten(2, (G, H // G))  # noqa: E731
-            q_, out, dout, lse = heads(q), heads(out), heads(dout), heads(lse)
-            k_, v_ = k.to(dtype), v.to(dtype)
-            delta = (dout * out).sum(-1) - heads(dlse)
+            q_, dout = _heads_first(q, G, dtype) * scale, _heads_first(dout, G, dtype)
+            k_, v_ = (x.to(dtype).transpose(1, 2).masked_fill(unread[:, None, :, None], 0) for x in (k, v))
+            delta = (dout * out).sum(-1) - _heads_first(dlse, G, dtype)
             dq, dk, dv = torch.zeros_like(q_), torch.zeros_like(k_), torch.zeros_like(v_)
-            for keys in _key_sets(indices, Spans(first, last), H, S):
-                rows, axes = keys.rows, keys.axes
+            for keys in _key_sets(indices, spans, q.shape[2], S):
+                chunk, axes = (keys.batch, ..., keys.rows), keys.axes
+                rows = *chunk, slice(None)
                 k_block, v_block = keys.read(k_), keys.read(v_)
-                probabilities, _ = _probabilities(q_[:, rows], k_block, lse[:, rows], keys.mask, scale, axes)
-                keys.add(dv, torch.einsum(f"bgnts,btgnd->{axes}gd", probabilities, dout[:, rows]))
-                dscores = torch.einsum(f"btgnd,{axes}gd->bgnts", dout[:, rows], v_block)
-                dscores.sub_(delta[:, rows].permute(0, 2, 3, 1)[..., None]).mul_(probabilities).mul_(scale)
-                dq[:, rows] = torch.einsum(f"bgnts,{axes}gd->btgnd", dscores, k_block)
-                keys.add(dk, torch.einsum(f"bgnts,btgnd->{axes}gd", dscores, q_[:, rows]))
+                scores = _scores(q_[rows], k_block, lse[chunk], axes)
+                probabilities = scores.masked_fill_(keys.hidden, -math.inf).exp_()
+                keys.add(dv, torch.einsum(f"gnts,gntd->g{axes}d", probabilities, dout[rows]))
+                dscores = torch.einsum(f"gntd,g{axes}d->gnts", dout[rows], v_block)
+                dscores.sub_(delta[chunk][..., None]).mul_(probabilities)
+                dq[rows] = torch.einsum(f"gnts,g{axes}d->gntd", dscores, k_block)
+                keys.add(dk, torch.einsum(f"gnts,gntd->g{axes}d", dscores, q_[rows]))  # q_ carries the scale
             dsink = None
             if sink is not None:
-                weight = (sink.to(dtype).view(G, H // G) - lse).exp()
-                dsink = -(weight * delta).sum((0, 1)).flatten().to(sink.dtype)
-        return dq.flatten(2, 3).to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dsink, None, None, None
+                weight = (sink.to(dtype).view(G, -1, 1) - lse).exp()
+                dsink = -(weight * delta).sum((0, 3)).flatten().to(sink.dtype)
+        dk, dv = (x.transpose(1, 2).to(k.dtype) for x in (dk, dv))
+        return _heads_last(dq.mul_(scale)).to(q.dtype), dk, dv, dsink, None, None, None
 
 
 def dense_attention(
@@ -323,8 +348,7 @@ def sparse_attention(
     """
     check_attention(q, k, v, sink)
     check_indices(indices, q, k.shape[1])
-    spans = Spans(indices.new_empty(0), indices.new_empty(0))  # unused: the indices say it all
-    return _Attention.apply(q, k, v, sink, indices, spans, q.shape[-1] ** -0.5 if scale is None else scale)
+    return _Attention.apply(q, k, v, sink, indices, None, q.shape[-1] ** -0.5 if scale is None else scale)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -341,40 +365,45 @@ class _IndexLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, index_q, index_k, index_w, q, k, lse, indices, spans: Spans, scale: float):
+    def forward(ctx, index_q, index_k, index_w, q, k, lse, indices, spans: Spans | None, scale: float):
         dtype = torch.promote_types(_accumulator(index_q), _accumulator(q))
-        H, G, S = q.shape[2], k.shape[2], k.shape[1]
+        B, S, G, _ = k.shape
+        heads = q.shape[2] + index_q.shape[2]
         learns = any(ctx.needs_input_grad[:3])
+        unread = _unread(indices, spans, B, S)
         with _exact(q):
-            iq, ik, iw, k_ = index_q.to(dtype), index_k.to(dtype), index_w.to(dtype), k.to(dtype)
-            q_, lse_ = (x.to(dtype).unflatten(2, (G, H // G)) for x in (q, lse))
-            grads = [torch.zeros_like(x) for x in (iq, ik, iw)] if learns else None
-            total = iq.new_zeros(())
-            queries = 0
-            for keys in _key_sets(indices, spans, H + iq.shape[2], S):
-                rows, axes = keys.rows, keys.axes
-                target, _ = _probabilities(q_[:, rows], keys.read(k_), lse_[:, rows], keys.mask, scale, axes)
-                target = target.mean((1, 2))  # each head's softmax sums to 1 over the set, so their mean does too
+            iq, iw = index_q.to(dtype), index_w.to(dtype)
+            ik = index_k.to(dtype).masked_fill(unread[..., None], 0)
+            q_, lse_ = _heads_first(q, G, dtype) * scale, _heads_first(lse, G, dtype)
+            k_ = k.to(dtype).transpose(1, 2).masked_fill(unread[:, None, :, None], 0)
+            diq, dik, diw = (torch.zeros_like(x) if learns else None for x in (iq, ik, iw))
+            total, queries = iq.new_zeros(()), torch.zeros((), dtype=torch.long, device=q.device)
+            for keys in _key_sets(indices, spans, heads, S):
+                rows, heads_rows, axes = (keys.batch, keys.rows), (keys.batch, ..., keys.rows), keys.axes
+                # Each head's softmax sums to 1 over the set, so their mean does too.
+                target = _scores(q_[*heads_rows, :], keys.read(k_), lse_[heads_rows], axes).exp_().mean((0, 1))
+                target.masked_fill_(keys.hidden, 0)
                 ik_block = keys.read(ik)
-                scores, products = _index_scores(iq[:, rows], ik_block, iw[:, rows], axes)
-                seeing = keys.mask.any(-1, keepdim=True)
-                # A row that sees nothing is left unmasked (its target is zero): log_softmax of -inf alone is NaN.
-                logs = scores.masked_fill_(~keys.mask & seeing, -math.inf).log_softmax(-1)
-                total += (torch.xlogy(target, target) - target * logs.masked_fill(~keys.mask, 0)).sum()
-                queries += seeing.sum()
+                scores, products = _index_scores(iq[rows], ik_block, iw[rows], axes)
+                blind = keys.hidden.all(-1, keepdim=True)
+                queries += (~blind).sum()
+                # A row that sees nothing stays unmasked, for log_softmax of -inf alone is NaN; its target is zero.
+                logs = scores.masked_fill_(keys.hidden & ~blind, -math.inf).log_softmax(-1)
+                total += (torch.xlogy(target, target) - target * logs.masked_fill(keys.hidden, 0)).sum()
                 if not learns:
                     continue
-                # target.sum() is 1 up to rounding; with it g sums to zero exactly, so one visible key gives g = 0.
-                g = logs.exp_().mul_(target.sum(-1, keepdim=True)).sub_(target).masked_fill_(~keys.mask, 0)
-                grads[2][:, rows] = torch.einsum("bts,bits->bti", g, products)
-                g = (products > 0) * g[:, None] * iw[:, rows].transpose(1, 2)[..., None]
-                grads[0][:, rows] = torch.einsum(f"bits,{axes}c->btic", g, ik_block)
-                keys.add(grads[1], torch.einsum(f"bits,btic->{axes}c", g, iq[:, rows]))
-            count = torch.as_tensor(queries, device=q.device).clamp(min=1)
+                # The target sums to 1 up to rounding; counted as it is, g sums to 0, and one visible key gives g = 0.
+                g = logs.exp_().mul_(target.sum(-1, keepdim=True)).sub_(target).masked_fill_(keys.hidden, 0)
+                diw[rows] = torch.einsum("ts,tis->ti", g, products)
+                # products are rectified: where they are zero nothing flows, at zero itself included.
+                g = torch.ops.aten.threshold_backward(g[:, None] * iw[rows][..., None], products, 0)
+                diq[rows] = torch.einsum(f"tis,{axes}c->tic", g, ik_block)
+                keys.add(dik, torch.einsum(f"tis,tic->{axes}c", g, iq[rows]))
+            queries.clamp_(min=1)
         if learns:
-            grads = [grad.div_(count).to(x.dtype) for grad, x in zip(grads, (index_q, index_k, index_w), strict=True)]
-            ctx.save_for_backward(*grads)
-        return total / count
+            pairs = zip((diq, dik, diw), (index_q, index_k, index_w), strict=True)
+            ctx.save_for_backward(*(grad.div_(queries).to(x.dtype) for grad, x in pairs))
+        return total / queries
 
     @staticmethod
     @once_differentiable
@@ -414,10 +443,10 @@ def index_loss(
     check_tensor("lse", lse, q.shape[:3], "B,T,H", q)
     check_tensor("index_q", index_q, (*q.shape[:2], None, None), "B,T,I,C", q)
     check_tensor("index_k", index_k, (*k.shape[:2], None), "B,S,C", q)
+    spans = None
     if indices is None:
         spans = resolve_spans(first, last, q, k.shape[1])
     else:
         check_indices(indices, q, k.shape[1])
-        spans = Spans(indices.new_empty(0), indices.new_empty(0))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return _IndexLoss.apply(index_q, index_k, index_w, q.detach(), k.detach(), lse.detach(), indices, spans, scale)

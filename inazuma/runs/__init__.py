@@ -1,0 +1,9 @@
+"""Runs: whatever produces a number leaves a folder that says how, and anyone can recompute the number from it."""
+
+from __future__ import annotations
+
+from inazuma.runs.ledger import check_ledger
+from inazuma.runs.run import Run
+from inazuma.runs.verify import Check, produce, verify
+
+__all__ = ["Check", "Run", "check_ledger", "produce", "verify"]

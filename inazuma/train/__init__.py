@@ -1,0 +1,1 @@
+"""Training: the recipe, the step, the trainer, validation, and state to resume from."""

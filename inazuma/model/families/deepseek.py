@@ -48,7 +48,7 @@ def read(hf: dict[str, Any]) -> ModelConfig:
             raise UserError(f"config.json: {name} = {hf[name]!r} is not supported, only {only!r}")
     layers = hf["num_hidden_layers"]
     if hf.get("first_k_dense_replace", 3) < layers or "sparse" in (hf.get("mlp_layer_types") or ()):
-        raise UserError("config.json: layers with mixture of experts are not supported (first_k_dense_replace < layers)")
+        raise UserError("config.json: first_k_dense_replace < layers: mixture of experts is not supported")
     if "shared" in (hf.get("indexer_types") or ()):
         raise UserError("config.json: indexer_types: deepseek_v32 has no shared selections, 'shared' would be ignored")
     fields = {name: hf[name] for name in SAME_NAME if name in hf}
@@ -69,7 +69,9 @@ def _read_rope(hf: dict[str, Any]) -> dict[str, Any]:
     if kind != "yarn":
         raise UserError(f"config.json: rope type {kind!r} is not supported, only 'default' and 'yarn'")
     scaling = {
-        name: value for name, value in rope.items() if name not in ("rope_type", "type", "rope_theta") and value is not None
+        name: value
+        for name, value in rope.items()
+        if name not in ("rope_type", "type", "rope_theta") and value is not None
     }
     return {"rope_theta": theta, "rope_scaling": scaling}
 

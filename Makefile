@@ -1,0 +1,36 @@
+# Everything runs inside .venv, which `make setup` builds once and again only when what it is built from changes.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/ready
+
+.PHONY: help setup demo test test-all check clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## install inazuma and what its tests need into .venv
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "make: $(PYTHON) is missing or older than 3.11; name another one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV) || { \
+	  rm -rf $(VENV); echo "make: $(PYTHON) cannot make a virtual environment (on Debian: apt install python3-venv)" >&2; exit 1; }
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: setup ## train a sparse-attention Transformer and its dense twin (more with ARGS="--help")
+	$(VENV)/bin/inazuma demo --out runs/demo $(ARGS)
+
+test: setup ## run the tests, in minutes
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-all: setup ## run the slow tests too
+	$(VENV)/bin/python -m pytest
+
+check: setup ## lint and check the formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean: ## remove .venv and caches; runs are kept
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find inazuma tests -name __pycache__ -type d -prune -exec rm -rf {} +

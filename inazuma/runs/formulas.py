@@ -1,0 +1,256 @@
+"""How reported figures follow from raw records: the one place that producers and `inazuma verify` both compute with.
+
+A record is a file inside the run folder, JSON lines unless said otherwise. Evidence says for each figure which formula
+made it of which record:
+
+    {"bits_per_byte.sparse": {"formula": "bits_per_byte", "record": "records/sparse.jsonl"},
+     "bits_per_byte.gap": {"formula": "relative_difference", "of": ["bits_per_byte.sparse", "bits_per_byte.dense"]}}
+
+A formula is a function below that is marked `@formula`: its parameters are what the evidence may say, and its
+docstring what the figure is. Nothing here needs PyTorch, so that anyone can check a run on any machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inazuma.errors import UserError
+from inazuma.files import read_json
+from inazuma.runs.lines import read_lines
+
+FORMULAS: dict[str, Callable[..., Any]] = {}
+Evidence = Mapping[str, Mapping[str, Any]]
+
+
+def formula(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a function `(figures, *, ...)` known to evidence by its name."""
+    FORMULAS[function.__name__.rstrip("_")] = function
+    return function
+
+
+class Figures:
+    """The figures that `evidence` promises, computed from the records in `folder`, each once."""
+
+    def __init__(self, folder: Path, evidence: Evidence) -> None:
+        self.folder = Path(folder)
+        self.evidence = evidence
+        self._computed: dict[str, Any] = {}
+        self._computing: list[str] = []
+        self.lines = functools.cache(self._lines)
+
+    def figure(self, name: str) -> Any:
+        """The figure of this dotted name; a `UserError` that names it when records or evidence do not give one."""
+        if name in self._computed:
+            return self._computed[name]
+        if name not in self.evidence:
+            raise UserError(f"{name}: no evidence says how this figure is computed")
+        if name in self._computing:
+            raise UserError(f"{name}: the figure is computed from itself ({' -> '.join([*self._computing, name])})")
+        self._computing.append(name)
+        try:
+            value = self._compute(dict(self.evidence[name]))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        finally:
+            self._computing.pop()
+        self._computed[name] = value
+        return value
+
+    def _compute(self, arguments: dict[str, Any]) -> Any:
+        name = arguments.pop("formula", None)
+        if name not in FORMULAS:
+            raise UserError(f"unknown formula {name!r}; known are {', '.join(FORMULAS)}")
+        try:
+            value = FORMULAS[name](self, **arguments)
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:
+            # Arguments that the formula does not have, or of a kind it cannot use: the evidence is what is wrong.
+            raise UserError(f"formula {name}: {error}") from None
+        if not _is_figure(value):
+            raise UserError(f"formula {name} gives {value!r}; a figure is a finite number, a text or a list of them")
+        return value
+
+    def record_path(self, record: str) -> Path:
+        """Where a record lies; a `UserError` when that is not inside the run folder."""
+        path = self.folder / record
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise UserError(f"{record}: a record must lie inside the run folder")
+        return path
+
+    def _lines(self, record: str) -> list[dict[str, Any]]:
+        return list(read_lines(self.record_path(record)))
+
+    def table(self, record: str, columns: Sequence[str], where: Mapping[str, Any] | None = None) -> list[list[Any]]:
+        """The columns' values over the lines that have them and agree with `where`, which maps columns to values.
+
+        A line with only some of the columns, or a record without any line to read, is a `UserError`.
+        """
+        rows = []
+        for number, line in enumerate(self.lines(record), start=1):
+            if not any(name in line for name in columns):
+                continue
+            if all(key in line and line[key] == wanted for key, wanted in (where or {}).items()):
+                missing = [name for name in columns if name not in line]
+                if missing:
+                    raise UserError(f"{record}:{number}: the line has no {missing[0]!r}")
+                rows.append([line[name] for name in columns])
+        if not rows:
+            names = " and ".join(map(repr, columns))
+            raise UserError(f"{record}: no line has {names}" + (f" where {dict(where)}" if where else ""))
+        return rows
+
+    def column(self, record: str, column: str, where: Mapping[str, Any] | None = None) -> list[float]:
+        """One column of `table`, all numbers."""
+        return [_number(row[0], f"{record}: {column!r}") for row in self.table(record, [column], where)]
+
+
+def _is_figure(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_figure, value))
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{what} is {value!r}, not a number")
+    return value
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    if denominator == 0:
+        raise UserError("division by zero")
+    return numerator / denominator
+
+
+@formula
+def bits_per_byte(figures: Figures, *, record: str, where: Mapping[str, Any] | None = None) -> float:
+    """Sum of `nll` (nats) / ln 2 / sum of `bytes` (raw UTF-8 bytes of the text that was predicted)."""
+    nats, size = (math.fsum(column) for column in _nats_and_bytes(figures, record, where))
+    return _ratio(nats / math.log(2), size)
+
+
+@formula
+def mean(figures: Figures, *, record: str, column: str, where: Mapping[str, Any] | None = None) -> float:
+    """The mean of a column over the lines that have it."""
+    values = figures.column(record, column, where)
+    return math.fsum(values) / len(values)
+
+
+@formula
+def sum_(figures: Figures, *, record: str, column: str, where: Mapping[str, Any] | None = None) -> float:
+    """The sum of a column over the lines that have it."""
+    return math.fsum(figures.column(record, column, where))
+
+
+@formula
+def count(figures: Figures, *, record: str, column: str, where: Mapping[str, Any] | None = None) -> int:
+    """How many lines have a column."""
+    return len(figures.table(record, [column], where))
+
+
+@formula
+def last(figures: Figures, *, record: str, column: str, where: Mapping[str, Any] | None = None) -> Any:
+    """A column's value in the last line that has it: a number, or a list as it was recorded."""
+    return figures.table(record, [column], where)[-1][0]
+
+
+@formula
+def value(figures: Figures, *, record: str, field: str) -> Any:
+    """A constant that was recorded: the value at a dotted field of a JSON file."""
+    here = read_json(figures.record_path(record))
+    for key in field.split("."):
+        if not isinstance(here, dict) or key not in here:
+            raise UserError(f"{record}: no field {field!r}")
+        here = here[key]
+    return here
+
+
+def _two(figures: Figures, of: Sequence[str]) -> tuple[float, float]:
+    if len(of) != 2:
+        raise UserError(f"expected two figures, found {len(of)}")
+    first, second = (_number(figures.figure(name), name) for name in of)
+    return first, second
+
+
+@formula
+def difference(figures: Figures, *, of: Sequence[str]) -> float:
+    """The first figure minus the second."""
+    first, second = _two(figures, of)
+    return first - second
+
+
+@formula
+def ratio(figures: Figures, *, of: Sequence[str]) -> float:
+    """The first figure divided by the second."""
+    return _ratio(*_two(figures, of))
+
+
+@formula
+def relative_difference(figures: Figures, *, of: Sequence[str]) -> float:
+    """(first − second) / second."""
+    first, second = _two(figures, of)
+    return _ratio(first - second, second)
+
+
+@formula
+def bootstrap_interval(
+    figures: Figures,
+    *,
+    record: str,
+    seed: int,
+    against: str | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+) -> list[float]:
+    """Percentile bootstrap over documents: [low, high] of bits per byte, or of its paired relative difference.
+
+    Documents are drawn with replacement, as many as there are, and the figure is computed of each draw. With `against`,
+    a second record of the same documents, a draw takes the same documents of both, and the figure is
+    (bits per byte − bits per byte of `against`) / bits per byte of `against`. Lines of one document are added up.
+    Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
+    """
+    ours = _documents(figures, record)
+    names = list(ours)
+    nats, size = np.array([ours[name] for name in names], dtype=np.float64).T
+    if against is None:
+        numerator, denominator, offset = nats / math.log(2), size, 0.0
+    else:
+        theirs = _documents(figures, against)
+        for name in ours.keys() | theirs.keys():
+            if name not in ours or name not in theirs or ours[name][1] != theirs[name][1]:
+                raise UserError(f"{record} and {against}: document {name!r} is not the same in both")
+        # The bytes are the same in numerator and denominator and cancel.
+        numerator, denominator, offset = nats, np.array([theirs[name][0] for name in names], dtype=np.float64), 1.0
+    # The bit generator is named: its stream is fixed, whatever numpy's default becomes.
+    random = np.random.Generator(np.random.PCG64(seed))
+    draws = np.empty(resamples)
+    for i in range(resamples):
+        chosen = random.integers(0, len(names), size=len(names))
+        draws[i] = _ratio(float(numerator[chosen].sum()), float(denominator[chosen].sum())) - offset
+    tail = (1 - level) / 2
+    return np.quantile(draws, [tail, 1 - tail]).tolist()
+
+
+def _nats_and_bytes(
+    figures: Figures, record: str, where: Mapping[str, Any] | None = None
+) -> tuple[list[float], list[float]]:
+    rows = figures.table(record, ["nll", "bytes"], where)
+    nats, size = ([_number(row[i], f"{record}: {name!r}") for row in rows] for i, name in enumerate(("nll", "bytes")))
+    return nats, size
+
+
+def _documents(figures: Figures, record: str) -> dict[Any, tuple[float, float]]:
+    """(nats, bytes) of each document, in the order in which the record first names them."""
+    names = [row[0] for row in figures.table(record, ["document", "nll", "bytes"])]
+    documents: dict[Any, tuple[float, float]] = {}
+    for name, nats, size in zip(names, *_nats_and_bytes(figures, record), strict=True):
+        before = documents.get(name, (0.0, 0.0))
+        documents[name] = (before[0] + nats, before[1] + size)
+    return documents

@@ -1,0 +1,145 @@
+"""A recipe: what to train, on what, and through which stages. This is the YAML that `inazuma train` reads.
+
+Lengths are in tokens: they keep their meaning when the batch or the context changes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from inazuma.errors import UserError
+from inazuma.model.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stretch of training with one kind of attention (`inazuma.ops.dsa`) and a learning-rate schedule of its own."""
+
+    stage: Literal["dense", "warmup", "sparse"]
+    """"dense": dense attention, everything learns. "warmup": dense attention, only the indexer learns. "sparse":
+    attention to the selection, everything learns. The indexer always learns from its own loss alone."""
+    tokens: int
+    """Length; rounded up to whole steps."""
+    lr: float
+    """Peak learning rate."""
+    index_lr: float | None = None
+    """Peak learning rate of the indexers; by default `lr`."""
+    train_indexer: bool = True
+    """In a dense stage of a sparse model: whether the indexers learn alongside, from all visible keys."""
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    """"wsd": linear warm-up, constant, linear decay (arXiv 2404.06395). "cosine": linear warm-up, half a cosine."""
+    warmup: float = 0.0
+    """Fraction of the stage that the learning rate rises over."""
+    decay: float = 0.0
+    """wsd: fraction of the stage, at its end, that the learning rate falls over."""
+    final_lr: float = 0.0
+    """Where the decay ends, as a fraction of the peak."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise UserError(f"tokens: a stage needs at least one token, got {self.tokens}")
+        if not 0 <= self.warmup <= 1 or not 0 <= self.decay <= 1 or self.warmup + self.decay > 1:
+            raise UserError("warmup, decay: fractions of the stage; neither may be negative nor their sum exceed 1")
+        for name in ("lr", "index_lr"):
+            value = getattr(self, name)
+            if value is not None and not (0 <= value < math.inf):
+                raise UserError(f"{name}: must not be negative, got {value}")
+
+    def lr_factor(self, progress: float) -> float:
+        """The learning rate at `progress` (0 to 1 through the stage), as a fraction of the peak."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        if self.schedule == "cosine":
+            through = (progress - self.warmup) / max(1 - self.warmup, 1e-12)
+            return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * min(through, 1.0)))
+        left = max(1.0 - progress, 0.0)
+        return self.final_lr + (1 - self.final_lr) * left / self.decay if left < self.decay else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    matrices: Literal["adamw", "muon"] = "muon"
+    """What moves the matrices of the layers. Muon (Jordan et al., 2024) with the step size of AdamW (arXiv 2502.16982),
+    so that one learning rate serves both. Embeddings, logits, norms and indexers are always AdamW's."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    momentum: float = 0.95
+    """Muon's."""
+    weight_decay: float = 0.1
+    """Of everything but norms; decoupled."""
+    clip: float = 1.0
+    """Largest gradient norm, of the model and of its indexers each on their own: they are two learners."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole recipe."""
+
+    data: Path
+    """A folder written by `inazuma data build`."""
+    model: ModelConfig
+    stages: tuple[Stage, ...]
+    context: int = 1024
+    """Tokens a row."""
+    batch_tokens: int = 16384
+    """Tokens an optimizer step."""
+    rows_at_once: int = 8
+    """Rows a forward pass; a batch of more accumulates gradients."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast; weights, optimizer and the indexers' weights stay float32."""
+    seed: int = 0
+    validate_every: int = 100
+    """Steps; validation also comes at the end of every stage."""
+    validation_tokens: int = 131072
+    """Whole documents, up to this many tokens."""
+    checkpoint_every: int = 200
+    """Steps; a checkpoint also comes at the end of every stage."""
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if type(value) is int and name != "seed" and value < 1:
+                raise UserError(f"{name}: must be at least 1, got {value}")
+        if not self.stages:
+            raise UserError("stages: a recipe needs at least one stage")
+        if self.batch_tokens % self.context:
+            raise UserError(f"batch_tokens: {self.batch_tokens} is not a multiple of context = {self.context}")
+        if self.context > self.model.max_position_embeddings:
+            raise UserError(
+                f"context: {self.context} exceeds model.max_position_embeddings = {self.model.max_position_embeddings}"
+            )
+        if self.model.index_topk is None:
+            if any(stage.stage != "dense" for stage in self.stages):
+                raise UserError("stages: a dense model (model.index_topk: null) has only dense stages")
+        elif self.model.index_topk > self.context:
+            raise UserError(
+                f"model.index_topk: {self.model.index_topk} is larger than context = {self.context}; "
+                "nothing would be sparse"
+            )
+
+    @property
+    def rows(self) -> int:
+        """Rows an optimizer step."""
+        return self.batch_tokens // self.context
+
+    def stage_ends(self) -> list[int]:
+        """The step at which each stage ends."""
+        ends, step = [], 0
+        for stage in self.stages:
+            step += math.ceil(stage.tokens / self.batch_tokens)
+            ends.append(step)
+        return ends
+
+    def stage_at(self, step: int) -> tuple[Stage, float]:
+        """The stage of the step that `step` steps precede, and how far through it that step is, 0 to 1."""
+        start = 0
+        for stage, end in zip(self.stages, self.stage_ends(), strict=True):
+            if step < end:
+                # Measured at the step's middle: neither a warm-up's first nor a decay's last step has rate zero.
+                return stage, (step - start + 0.5) / (end - start)
+            start = end
+        raise IndexError(f"step {step} lies behind the recipe's {start} steps")

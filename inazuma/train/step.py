@@ -1,0 +1,136 @@
+"""One optimizer step: the model, its losses, and how both move the weights."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inazuma.data.batches import IGNORE, Batch
+from inazuma.errors import RunError
+from inazuma.model import Transformer
+from inazuma.train.optimizer import build_optimizers, is_index_parameter, set_learning_rate
+from inazuma.train.recipe import Stage, TrainConfig
+
+
+class StepResult(NamedTuple):
+    loss: float
+    """Mean negative log-likelihood of the batch's targets, nats a token."""
+    index_loss: list[float] | None
+    """Each layer's KL, nats a query; None where no indexer learns."""
+    grad_norm: float
+    lr: float
+
+
+def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Negative log-likelihood of each target in nats, float32 `[B,T]`; 0 where the target is to be ignored."""
+    logits, targets = logits_BTV.flatten(0, 1).float(), targets_BT.flatten()
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none").view_as(targets_BT)
+
+
+def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """ids, targets and first of a batch as tensors."""
+    return tuple(torch.from_numpy(x).to(device) for x in (batch.ids, batch.targets, batch.first))
+
+
+class TrainStep:
+    """A model with its optimizers. It knows how to take a step; when, and on what, is the trainer's business."""
+
+    def __init__(self, model: Transformer, config: TrainConfig):
+        self.model, self.config = model, config
+        self.device = next(model.parameters()).device
+        self.optimizers = build_optimizers(model, config.optimizer)
+        named = list(model.named_parameters())
+        self.learners = {
+            "model": [p for name, p in named if not is_index_parameter(name)],
+            "indexer": [p for name, p in named if is_index_parameter(name)],
+        }
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 where the recipe asks for it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    def step(self, batch: Batch, stage: Stage, progress: float) -> StepResult:
+        """Moves the weights once by `batch`, whose targets all weigh the same however it is cut into passes.
+
+        Raises:
+            RunError: a loss or gradient is not finite; the message names the layer. The weights are then untouched.
+        """
+        indexes = self.model.config.index_topk is not None and (stage.stage != "dense" or stage.train_indexer)
+        self._choose_learners(stage, indexes)
+        self.model.train()
+        targets = int((batch.targets != IGNORE).sum())
+        loss = torch.zeros((), device=self.device)
+        index_loss = torch.zeros(self.model.config.num_hidden_layers, device=self.device) if indexes else None
+        rows = len(batch.ids)
+        for start in range(0, rows, self.config.rows_at_once):
+            piece = batch.rows(start, min(start + self.config.rows_at_once, rows))
+            ids, target_ids, first = to_device(piece, self.device)
+            with self.autocast():
+                output = self.model(ids, first=first, stage=stage.stage, output_index_loss=indexes)
+                logits, piece_index = output if indexes else (output, None)
+                piece_loss = token_losses(logits, target_ids).sum() / targets
+            total = piece_loss
+            if indexes:
+                piece_index = piece_index * (len(piece.ids) / rows)
+                index_loss += piece_index.detach()
+                # In the warm-up the language-model loss has nobody to teach.
+                total = piece_index.sum() if stage.stage == "warmup" else piece_loss + piece_index.sum()
+            total.backward()
+            loss += piece_loss.detach()
+        norms = {
+            role: torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip)
+            for role, parameters in self.learners.items()
+        }
+        finite = all(torch.isfinite(x).all() for x in (loss, *norms.values(), *([index_loss] if indexes else [])))
+        if not finite:
+            where = self.first_non_finite(batch, stage, indexes)
+            self.zero_grad()
+            raise RunError(f"the loss or a gradient is not finite, first in {where}")
+        lr = set_learning_rate(self.optimizers, stage, progress)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.zero_grad()
+        norm = norms["indexer" if stage.stage == "warmup" else "model"]
+        return StepResult(float(loss), None if index_loss is None else index_loss.tolist(), float(norm), lr)
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients. None rather than zero: who gets no gradient is left alone, weight decay included."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _choose_learners(self, stage: Stage, indexes: bool) -> None:
+        for role, parameters in self.learners.items():
+            learns = stage.stage != "warmup" if role == "model" else indexes
+            for parameter in parameters:
+                parameter.requires_grad_(learns)
+
+    def first_non_finite(self, batch: Batch, stage: Stage, indexes: bool) -> str:
+        """The first module whose output is not finite on `batch`, else the last whose parameters' gradient is not."""
+        found: list[str] = []
+
+        def watch(name: str):
+            def hook(module, inputs, output):
+                tensors = [output] if isinstance(output, Tensor) else [x for x in output if isinstance(x, Tensor)]
+                if not found and not all(torch.isfinite(x).all() for x in tensors):
+                    found.append(name)
+
+            return hook
+
+        leaves = [(name, module) for name, module in self.model.named_modules() if name and not list(module.children())]
+        hooks = [module.register_forward_hook(watch(name)) for name, module in leaves]
+        try:
+            with torch.no_grad(), self.autocast():
+                for start in range(0, len(batch.ids), self.config.rows_at_once):
+                    ids, _, first = to_device(batch.rows(start, start + self.config.rows_at_once), self.device)
+                    self.model(ids, first=first, stage=stage.stage, output_index_loss=indexes)
+                    if found:
+                        return f"the output of {found[0]}"
+        finally:
+            for hook in hooks:
+                hook.remove()
+        # A backward pass goes from the last layer to the first, so the last bad gradient came first.
+        bad = [n for n, p in self.model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+        return f"the gradient of {bad[-1]}" if bad else "the loss"
