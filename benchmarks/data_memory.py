@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from inazuma.files import write_json
+from inazuma.runs import surroundings
 
 RESULT = Path(__file__).parent / "results" / "data_memory.json"
 LIMIT = 1_500_000_000
@@ -88,9 +88,9 @@ def main() -> int:
         "max_resident_bytes": resident,
         "limit_bytes": LIMIT,
         "seconds": round(seconds, 1),
-        "machine": {"platform": platform.platform(), "processor": platform.processor(), "cores": os.cpu_count()},
-        "packages": {name: version(name) for name in ("tokenizers", "numpy", "pyarrow")}
-        | {"python": platform.python_version()},
+        "code": surroundings.code(),
+        "machine": surroundings.machine(),
+        "packages": {name: version(name) for name in ("tokenizers", "numpy", "pyarrow")},
     }
     RESULT.parent.mkdir(exist_ok=True)
     write_json(RESULT, record)

@@ -56,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     def show(phase: str, done: int, total: int | None) -> None:
         if phase not in tasks:
+            for earlier in tasks.values():
+                bar.update(earlier, total=1, completed=1)
             tasks[phase] = bar.add_task(phase, total=total)
         bar.update(tasks[phase], completed=done, total=total)
 

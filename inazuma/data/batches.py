@@ -63,9 +63,7 @@ def training_windows(split: Split, *, context: int, position: int, count: int, s
         start = int(_order(windows, seed, epoch)[place]) * context
         stop = min(start + context, split.tokens)
         length = stop - start
-        tokens = np.append(split.read(start, min(stop + 1, split.tokens)), split.end_of_text)
-        batch.ids[row, :length] = tokens[:length]
-        batch.targets[row, :length] = tokens[1 : length + 1]
+        batch.ids[row, :length], batch.targets[row, :length] = _ids_and_targets(split, start, stop)
         document = np.searchsorted(split.document_start, np.arange(start, stop), side="right") - 1
         batch.document[row, :length] = document
         batch.first[row, :length] = np.maximum(split.document_start[document] - start, 0)
@@ -87,9 +85,9 @@ def evaluation_windows(split: Split, *, context: int, rows: int, max_tokens: int
         while read < stop:
             length = min(stop - read, rows * context - filled)
             here = slice(filled, filled + length)
-            tokens = np.append(split.read(read, min(read + length + 1, stop)), split.end_of_text)
-            batch.ids.reshape(-1)[here] = tokens[:length]
-            batch.targets.reshape(-1)[here] = tokens[1 : length + 1]
+            ids, targets = _ids_and_targets(split, read, read + length)
+            batch.ids.reshape(-1)[here] = ids
+            batch.targets.reshape(-1)[here] = targets
             batch.document.reshape(-1)[here] = document
             begins = filled - (read - start)  # negative if in an earlier batch
             row = np.arange(filled, filled + length) // context
@@ -102,6 +100,12 @@ def evaluation_windows(split: Split, *, context: int, rows: int, max_tokens: int
                 filled = 0
     if filled:
         yield batch
+
+
+def _ids_and_targets(split: Split, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """The stream's tokens `start` to `stop - 1`, and the token after each; an end-of-text follows the last of all."""
+    tokens = np.append(split.read(start, min(stop + 1, split.tokens)), split.end_of_text)
+    return tokens[: stop - start], tokens[1 : stop - start + 1]
 
 
 def _evaluated(split: Split, max_tokens: int | None) -> Iterator[int]:

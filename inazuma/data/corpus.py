@@ -290,9 +290,7 @@ def _read_arrow(source: Source, text_field: str) -> _Records:
 def _read_batches(source: Source, batches, text_field: str, *, rows: int = 0, tell=None) -> _Records:
     row = 0
     for batch in batches:
-        column = batch.column(batch.schema.get_field_index(text_field))
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
+        column = batch.column(text_field)
         # As bytes: Arrow does not check that a string is UTF-8.
         for raw in column.cast(pa.large_binary()).to_pylist():
             row += 1

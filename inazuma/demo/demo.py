@@ -52,6 +52,7 @@ class DemoSize:
     sparse_tokens: int = 168_000
     batch_tokens: int = 4096
     validation_tokens: int = 100_000
+    validation_fraction: float = 0.05
     selection_windows: int = 12
     hidden_size: int = 256
     layers: int = 4
@@ -84,7 +85,7 @@ def run_demo(
     run = Run.create(out, command=command, config={"corpus": corpus, **vars(size)}, seeds={"seed": 0}, force=force)
     try:
         console.print(f"preparing the corpus of {len(data)} files or folders", highlight=False)
-        build(data, out / "data", vocab_size=size.vocab_size)
+        build(data, out / "data", vocab_size=size.vocab_size, validation_fraction=size.validation_fraction)
         dataset = Dataset.open(out / "data")
         sparse_recipe, dense_recipe = recipes(size, dataset)
         for name, recipe in (("dense", dense_recipe), ("sparse", sparse_recipe)):

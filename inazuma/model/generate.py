@@ -26,7 +26,7 @@ def sample(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_k: int 
     """
     if temperature == 0:
         return logits_BV.argmax(-1)
-    probabilities, tokens = (logits_BV.double() / temperature).softmax(-1).sort(-1, descending=True, stable=True)
+    probabilities, tokens = (logits_BV.double() / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         probabilities[:, top_k:] = 0
     before = probabilities.cumsum(-1) - probabilities

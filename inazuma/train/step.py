@@ -81,14 +81,15 @@ class TrainStep:
             total.backward()
             loss += piece_loss.detach()
         norms = {
-            role: torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip)
+            role: torch.nn.utils.get_total_norm(x.grad for x in parameters if x.grad is not None)
             for role, parameters in self.learners.items()
         }
-        finite = all(torch.isfinite(x).all() for x in (loss, *norms.values(), *([index_loss] if indexes else [])))
-        if not finite:
+        if not all(torch.isfinite(x).all() for x in (loss, *norms.values(), *([index_loss] if indexes else []))):
             where = self.first_non_finite(batch, stage, indexes)
             self.zero_grad()
             raise RunError(f"the loss or a gradient is not finite, first in {where}")
+        for role, parameters in self.learners.items():
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optimizer.clip, norms[role])
         lr = set_learning_rate(self.optimizers, stage, progress)
         for optimizer in self.optimizers:
             optimizer.step()

@@ -97,17 +97,15 @@ def their_model(kind: type, config: Any) -> torch.nn.Module:
     return model
 
 
-THEIR_YARN = {
-    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32,
-    "mscale": 0.7, "mscale_all_dim": 1.2,
-}  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("kind", "model", "changes"),
     [
         (DeepseekV32Config, DeepseekV32ForCausalLM, {}),
-        (DeepseekV32Config, DeepseekV32ForCausalLM, {"rope_parameters": THEIR_YARN}),
+        (
+            DeepseekV32Config,
+            DeepseekV32ForCausalLM,
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0} | vars(YARN)},
+        ),
         (DeepseekV32Config, DeepseekV32ForCausalLM, {"tie_word_embeddings": True, "eos_token_id": None}),
         (DeepseekV3Config, DeepseekV3ForCausalLM, {"eos_token_id": [5, 6]}),
     ],
@@ -129,7 +127,7 @@ YARN_BEFORE = {"type": "yarn", "factor": 4, "original_max_position_embeddings": 
 OLDER = {
     "default": None,
     "yarn": YARN_BEFORE | {"mscale": 0.7, "mscale_all_dim": 1.2},
-    "yarn-betas": YARN_BEFORE | {"beta_fast": 16, "beta_slow": 2, "mscale": 1.0, "mscale_all_dim": 1.0},
+    "yarn-betas": YARN_BEFORE | {"beta_fast": 2, "beta_slow": 0.05, "mscale": 1.0, "mscale_all_dim": 1.0},
 }
 INCOMPLETE = {
     "no-mscale": YARN_BEFORE,

@@ -11,8 +11,10 @@ from inazuma.model import ModelConfig, Transformer, YarnScaling
 from inazuma.model.attention import Observation
 
 VOCABULARY = 97
-YARN = YarnScaling(factor=4.0, original_max_position_embeddings=32, mscale=0.7, mscale_all_dim=1.2, beta_fast=8.0)
-"""Both mscales differ from one and from each other; at `tiny`'s widths some pairs are fast, some slow, some between."""
+YARN = YarnScaling(
+    factor=4.0, original_max_position_embeddings=32, beta_fast=2.0, beta_slow=0.05, mscale=0.7, mscale_all_dim=1.2
+)
+"""The mscales differ from one and from each other; of `tiny`'s four pairs one is fast, one slow and two between."""
 
 
 LATENT = {"q_lora_rank": 36, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 14}

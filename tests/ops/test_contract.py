@@ -199,6 +199,17 @@ def test_repetition_is_bitwise() -> None:
         assert torch.equal(a, b)
 
 
+def test_the_number_of_threads_changes_no_selection() -> None:
+    """Ties included: whole-number scores, of which many are equal."""
+    index = make_inputs(54, queries=300, keys=300, dtype=torch.float32, largest_integer=2).index
+    expected = select_tokens(*index, 20)
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(select_tokens(*index, 20), expected)
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_inference_mode_gives_the_same() -> None:
     inputs = make_inputs(51)
     expected = dsa(*inputs, topk=3, stage="sparse")

@@ -245,20 +245,17 @@ def test_trap_8_the_target_is_the_mean_of_the_heads_softmaxes() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_trap_8_one_visible_key_has_no_loss_and_no_gradient(dtype: torch.dtype) -> None:
-    leaves = make_inputs(dtype=dtype, queries=3, keys=3).leaves()
+    """No gradient exactly, though in float32 the target exp(q·k − lse) of large scores is one to rounding only."""
+    inputs = make_inputs(dtype=dtype, queries=3, keys=3)
+    leaves = inputs._replace(q=30.0 * inputs.q).leaves()
     only = torch.arange(3, dtype=torch.int32).expand(2, 3)
     for result in (
         dsa(*leaves, topk=2, stage="warmup", first=only, last=only),
         dsa(*leaves, topk=2, stage="sparse", first=only, last=only),
         dsa(*leaves, topk=1, stage="sparse"),
     ):
-        # The target is exp(q·k - lse), so in float32 it is one to rounding only.
-        tolerance = 1e-12 if dtype == torch.float64 else 1e-5
-        assert_close(
-            [result.loss, *gradients([result.loss], leaves.index)],
-            [torch.zeros(())] + [torch.zeros_like(x) for x in leaves.index],
-            tolerance,
-        )
+        assert result.loss.item() == pytest.approx(0.0, abs=1e-12 if dtype == torch.float64 else 1e-4)
+        assert not any(x.any() for x in gradients([result.loss], leaves.index))
 
 
 # Trap 10: awkward shapes.
