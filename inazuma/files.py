@@ -94,13 +94,22 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_fresh(path: Path, *, force: bool) -> None:
+    """Raises `UserError` unless `path` is absent or an empty folder or, with `force`, a folder that inazuma wrote."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: exists and is not a folder; choose another name")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not force:
+        raise UserError(f"{path}: exists and is not empty; choose another name or pass --force to replace it")
+    if not any((path / name).exists() for name in ("manifest.json", "config.json")):
+        raise UserError(f"{path}: was not written by inazuma, so --force does not replace it; choose another name")
+
+
 def fresh_folder(path: Path, *, force: bool) -> Path:
     """Returns `path` as a folder that may be filled: absent or empty, or emptied here because of `force`."""
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path}: exists and is not a folder; choose another name")
+    check_fresh(path, force=force)
     if path.is_dir() and any(path.iterdir()):
-        if not force:
-            raise UserError(f"{path}: exists and is not empty; choose another name or pass --force to replace it")
         shutil.rmtree(path)
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from inazuma.errors import UserError
-from inazuma.files import atomic_folder, fresh_folder, read_json, write_json
+from inazuma.files import PARTIAL, atomic_folder, check_fresh, fresh_folder, read_json, write_json
 from inazuma.model import families
 from inazuma.model.transformer import Transformer
 
@@ -42,12 +43,14 @@ def save(model: Transformer, path: Path, *, force: bool = False) -> None:
     """
     if path.is_dir() and model.tokenizer_folder is not None and path.samefile(model.tokenizer_folder):
         raise UserError(f"{path}: the model was loaded from here; save it elsewhere")
-    with atomic_folder(path.with_name(path.name + ".new")) as folder:
+    check_fresh(path, force=force)
+    new = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}-{path.name}.new")
+    with atomic_folder(new) as folder:
         write_model(model, folder)
     fresh_folder(path, force=force)
     if path.exists():
         path.rmdir()
-    path.with_name(path.name + ".new").rename(path)
+    new.rename(path)
 
 
 def load(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Transformer:
@@ -94,7 +97,12 @@ def load(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.d
 def _read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a folder, from one file or from the shards that its index names."""
     index = path / "model.safetensors.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    names = ["model.safetensors"]
+    if index.exists():
+        try:
+            names = sorted(set(read_json(index)["weight_map"].values()))
+        except (TypeError, KeyError, AttributeError):
+            raise UserError(f"{index}: has no weight_map from tensors to files") from None
     weights: dict[str, Tensor] = {}
     for name in names:
         file = path / name

@@ -19,6 +19,11 @@ class YarnScaling:
     mscale: float = 1.0
     mscale_all_dim: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in vars(self):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name}: must be greater than 0, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -79,6 +84,9 @@ class ModelConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name}: must be greater than 0, got {getattr(self, name)}")
         if self.attention == "gqa" and self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
                 f"num_attention_heads: {self.num_attention_heads} cannot be shared out among "

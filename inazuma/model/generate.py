@@ -64,13 +64,17 @@ def generate(
     Raises:
         UserError: an empty prompt, a bad sampling parameter, or more tokens than the model's positions.
     """
-    rows = [list(map(int, row)) for row in (prompts.tolist() if isinstance(prompts, Tensor) else prompts)]
+    if isinstance(prompts, Tensor):
+        if prompts.dim() != 2:
+            raise UserError(f"prompts: expected a tensor [B,T], got {list(prompts.shape)}")
+        prompts = prompts.tolist()
+    rows = [list(map(int, row)) for row in prompts]
     config = model.config
     if not rows or not all(rows):
         raise UserError("prompts: at least one, and none of them empty")
     if max(map(max, rows)) >= config.vocab_size or min(map(min, rows)) < 0:
         raise UserError(f"prompts: token ids must lie in 0..{config.vocab_size - 1}")
-    if max_new_tokens < 0 or temperature < 0 or not 0 < top_p <= 1 or (top_k is not None and top_k < 1):
+    if max_new_tokens < 0 or not temperature >= 0 or not 0 < top_p <= 1 or (top_k is not None and top_k < 1):
         raise UserError("generate: max_new_tokens >= 0, temperature >= 0, 0 < top_p <= 1 and top_k >= 1 are needed")
     longest = max(map(len, rows))
     if longest + max_new_tokens > config.max_position_embeddings:

@@ -123,6 +123,8 @@ class Transformer(nn.Module):
         last = positions.to(torch.int32)
         if first is None:
             first = torch.zeros_like(last)
+        elif first.shape != ids.shape or first.dtype != torch.int32:
+            raise UserError(f"first: expected int32 {list(ids.shape)}, got {first.dtype} {list(first.shape)}")
         else:
             positions = positions - first
         # A dense stage runs the indexers only when they are to learn.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from inazuma.errors import UserError
+from inazuma.ops.contract import check_attention, check_tensor
 from inazuma.ops.reference import dense_attention, index_loss, select_tokens, sparse_attention
 
 Stage = Literal["dense", "warmup", "sparse", "frozen"]
@@ -55,6 +56,12 @@ def dsa(
     index = (index_q, index_k, index_w)
     if any(x is None for x in index) and (stage != "dense" or any(x is not None for x in index)):
         raise UserError(f"index_q, index_k, index_w: stage {stage!r} needs all three")
+    if topk < 1:
+        raise UserError(f"topk: at least one token must be kept, got {topk}")
+    if index_q is not None:
+        check_attention(q, k, v)
+        check_tensor("index_q", index_q, (*q.shape[:2], None, None), "B,T,I,C", q)
+        check_tensor("index_k", index_k, (*k.shape[:2], index_q.shape[-1]), "B,S,C", q)
     spans = {"first": first, "last": last}
     if stage in ("dense", "warmup"):
         with torch.set_grad_enabled(torch.is_grad_enabled() and stage == "dense"):

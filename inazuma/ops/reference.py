@@ -107,11 +107,14 @@ def _windows(spans: Spans, heads: int, S: int) -> Iterator[_Window]:
             yield _Window(batch, rows, slice(low, high), (position < first) | (position > last))
 
 
-def _selected(indices: Tensor, heads: int, S: int) -> Iterator[_Window | _Gathered]:
-    """Chunks of queries with the keys that `indices` keeps, in the layout that is faster at this size."""
+def _selected(indices: Tensor, heads: int, S: int, width: int) -> Iterator[_Window | _Gathered]:
+    """Chunks of queries with the keys that `indices` keeps, in the layout that is faster at this size.
+
+    `width` is that of the widest block, per key: what is gathered must fit the slab too.
+    """
     B, T, K = indices.shape
     if T == 1 or S > GATHER_PAYS * K:
-        size = max(1, slab_elements // max(1, K * heads))
+        size = max(1, slab_elements // max(1, K * max(heads, width)))
         for batch in range(B):
             for start in range(0, T, size):
                 rows = slice(start, min(start + size, T))
@@ -127,8 +130,10 @@ def _selected(indices: Tensor, heads: int, S: int) -> Iterator[_Window | _Gather
         yield _Window(window.batch, window.rows, window.keys, hidden[:, :n])
 
 
-def _key_sets(indices: Tensor | None, spans: Spans | None, heads: int, S: int) -> Iterator[_Window | _Gathered]:
-    return _windows(spans, heads, S) if indices is None else _selected(indices, heads, S)
+def _key_sets(
+    indices: Tensor | None, spans: Spans | None, heads: int, S: int, width: int
+) -> Iterator[_Window | _Gathered]:
+    return _windows(spans, heads, S) if indices is None else _selected(indices, heads, S, width)
 
 
 def _unread(indices: Tensor | None, spans: Spans | None, B: int, S: int) -> Tensor:
@@ -257,7 +262,7 @@ class _Attention(torch.autograd.Function):
             k_, v_ = (x.to(dtype).transpose(1, 2).masked_fill(unread[:, None, :, None], 0) for x in (k, v))
             out = q_.new_zeros(*q_.shape[:-1], v.shape[-1])
             lse = q_.new_full(q_.shape[:-1], -math.inf)
-            for keys in _key_sets(indices, spans, q.shape[2], S):
+            for keys in _key_sets(indices, spans, q.shape[2], S, G * max(k.shape[-1], v.shape[-1])):
                 chunk = keys.batch, ..., keys.rows
                 scores = _scores(q_[*chunk, :], keys.read(k_), None, keys.axes).masked_fill_(keys.hidden, -math.inf)
                 total = scores.logsumexp(-1)
@@ -283,7 +288,7 @@ class _Attention(torch.autograd.Function):
             k_, v_ = (x.to(dtype).transpose(1, 2).masked_fill(unread[:, None, :, None], 0) for x in (k, v))
             delta = (dout * out).sum(-1) - _heads_first(dlse, G, dtype)
             dq, dk, dv = torch.zeros_like(q_), torch.zeros_like(k_), torch.zeros_like(v_)
-            for keys in _key_sets(indices, spans, q.shape[2], S):
+            for keys in _key_sets(indices, spans, q.shape[2], S, G * max(k.shape[-1], v.shape[-1])):
                 chunk, axes = (keys.batch, ..., keys.rows), keys.axes
                 rows = *chunk, slice(None)
                 k_block, v_block = keys.read(k_), keys.read(v_)
@@ -378,7 +383,7 @@ class _IndexLoss(torch.autograd.Function):
             k_ = k.to(dtype).transpose(1, 2).masked_fill(unread[:, None, :, None], 0)
             diq, dik, diw = (torch.zeros_like(x) if learns else None for x in (iq, ik, iw))
             total, queries = iq.new_zeros(()), torch.zeros((), dtype=torch.long, device=q.device)
-            for keys in _key_sets(indices, spans, heads, S):
+            for keys in _key_sets(indices, spans, heads, S, max(G * k.shape[-1], index_q.shape[-1])):
                 rows, heads_rows, axes = (keys.batch, keys.rows), (keys.batch, ..., keys.rows), keys.axes
                 # Each head's softmax sums to 1 over the set, so their mean does too.
                 target = _scores(q_[*heads_rows, :], keys.read(k_), lse_[heads_rows], axes).exp_().mean((0, 1))

@@ -36,6 +36,7 @@ SHAPES = {
     "dense": {"index_topk": None},
     "dense-yarn": {"index_topk": None, "rope_scaling": YARN},
 }
+THEIR_YARN = {"rope_type": "yarn", "rope_theta": 10000.0} | vars(YARN)
 
 
 @torch.no_grad()
@@ -45,7 +46,8 @@ def same_logits(ours: Transformer, theirs: torch.nn.Module) -> None:
         ids = tokens(2, length)
         logits = ours(ids)
         assert logits.dtype == torch.float32 and logits.std() > 0.3  # near zero anything would agree
-        assert (theirs.eval()(ids).logits - logits).abs().max() <= 1e-4
+        difference = (theirs.eval()(ids).logits - logits).abs().max().item()
+        assert difference <= 1e-4
 
 
 def read_by_transformers(folder: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -101,11 +103,7 @@ def their_model(kind: type, config: Any) -> torch.nn.Module:
     ("kind", "model", "changes"),
     [
         (DeepseekV32Config, DeepseekV32ForCausalLM, {}),
-        (
-            DeepseekV32Config,
-            DeepseekV32ForCausalLM,
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0} | vars(YARN)},
-        ),
+        (DeepseekV32Config, DeepseekV32ForCausalLM, {"rope_parameters": THEIR_YARN}),
         (DeepseekV32Config, DeepseekV32ForCausalLM, {"tie_word_embeddings": True, "eos_token_id": None}),
         (DeepseekV3Config, DeepseekV3ForCausalLM, {"eos_token_id": [5, 6]}),
     ],

@@ -9,7 +9,28 @@ import pytest
 
 from inazuma.data.build import build
 
-WORDS = "the sparse model reads only few tokens of a long text and still it learns to write 稲妻 ⚡ more".split()
+WORDS = [
+    "the",
+    "sparse",
+    "model",
+    "reads",
+    "only",
+    "few",
+    "tokens",
+    "of",
+    "a",
+    "long",
+    "text",
+    "and",
+    "still",
+    "it",
+    "learns",
+    "to",
+    "write",
+    "稲妻",
+    "⚡",
+    "more",
+]
 
 
 @pytest.fixture(scope="session")

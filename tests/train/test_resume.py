@@ -37,7 +37,9 @@ def test_resumed_is_uninterrupted_across_every_stage_boundary(corpus: Path, tmp_
     assert_same_bits(weights(parts), weights(whole))
     assert_same_bits(load_file(tmp_path / "parts/model/model.safetensors"), weights(whole))
     assert reproducible(tmp_path / "parts") == reproducible(tmp_path / "whole")
-    assert [line["step"] for line in Run.open(tmp_path / "parts").metrics() if line["kind"] == "train"] == [*range(1, 13)]
+    assert [line["step"] for line in Run.open(tmp_path / "parts").metrics() if line["kind"] == "train"] == [
+        *range(1, 13)
+    ]
     first, second = (load_file(state.checkpoints(tmp_path / name)[-1] / state.OPTIMIZER) for name in ("whole", "parts"))
     assert_same_bits(second, first)
 

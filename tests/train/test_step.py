@@ -37,7 +37,10 @@ def test_who_learns_in_which_stage(corpus: Path) -> None:
     everything = {name for name, _ in step.model.named_parameters()}
     indexers = {name for name in everything if is_index_parameter(name)}
     assert indexers and indexers < everything
-    assert moved(step_of(corpus), corpus, Stage(stage="dense", tokens=1, lr=1e-2, train_indexer=False)) == everything - indexers
+    assert (
+        moved(step_of(corpus), corpus, Stage(stage="dense", tokens=1, lr=1e-2, train_indexer=False))
+        == everything - indexers
+    )
     assert moved(step_of(corpus), corpus, Stage(stage="dense", tokens=1, lr=1e-2)) == everything
     assert moved(step_of(corpus), corpus, Stage(stage="warmup", tokens=1, lr=1e-2)) == indexers
     assert moved(step_of(corpus), corpus, Stage(stage="sparse", tokens=1, lr=1e-2)) == everything

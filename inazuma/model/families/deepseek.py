@@ -26,7 +26,6 @@ FIXED = {
     "hidden_act": "silu",
     "attention_dropout": 0.0,
     "quantization_config": None,
-    "num_nextn_predict_layers": 0,
     "indexer_rope_interleave": False,
     "rope_interleave": True,
     "index_topk_freq": 1,
@@ -46,15 +45,20 @@ def read(hf: dict[str, Any]) -> ModelConfig:
     for name, only in FIXED.items():
         if name in hf and hf[name] not in (only, None):
             raise UserError(f"config.json: {name} = {hf[name]!r} is not supported, only {only!r}")
+    fields = {name: hf[name] for name in SAME_NAME if name in hf}
+    sparse = hf["model_type"] == "deepseek_v32"
+    for name in SAME_NAME[:10] + (INDEXER if sparse else ()):
+        if name not in hf:
+            raise UserError(f"config.json: {name} is missing")
     layers = hf["num_hidden_layers"]
+    if not isinstance(layers, int):
+        raise UserError(f"config.json: num_hidden_layers: expected a whole number, got {layers!r}")
     if hf.get("first_k_dense_replace", 3) < layers or "sparse" in (hf.get("mlp_layer_types") or ()):
         raise UserError("config.json: first_k_dense_replace < layers: mixture of experts is not supported")
     if "shared" in (hf.get("indexer_types") or ()):
         raise UserError("config.json: indexer_types: deepseek_v32 has no shared selections, 'shared' would be ignored")
-    fields = {name: hf[name] for name in SAME_NAME if name in hf}
     if isinstance(fields.get("eos_token_id"), list):
         fields["eos_token_id"] = fields["eos_token_id"][0]
-    sparse = hf["model_type"] == "deepseek_v32"
     fields |= {name: hf[name] for name in INDEXER if name in hf} if sparse else {"index_topk": None}
     return from_dict(ModelConfig, fields | _read_rope(hf), where="config.json")
 
@@ -62,6 +66,8 @@ def read(hf: dict[str, Any]) -> ModelConfig:
 def _read_rope(hf: dict[str, Any]) -> dict[str, Any]:
     """`rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"config.json: rope_parameters: expected a mapping, got {rope!r}")
     theta = rope.get("rope_theta", hf.get("rope_theta", 10000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
@@ -73,6 +79,8 @@ def _read_rope(hf: dict[str, Any]) -> dict[str, Any]:
         for name, value in rope.items()
         if name not in ("rope_type", "type", "rope_theta") and value is not None
     }
+    if not scaling.get("mscale") or not scaling.get("mscale_all_dim"):
+        raise UserError("config.json: YaRN without mscale and mscale_all_dim is not supported; DeepSeek sets both")
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
