@@ -9,28 +9,7 @@ import pytest
 
 from inazuma.data.build import build
 
-WORDS = [
-    "the",
-    "sparse",
-    "model",
-    "reads",
-    "only",
-    "few",
-    "tokens",
-    "of",
-    "a",
-    "long",
-    "text",
-    "and",
-    "still",
-    "it",
-    "learns",
-    "to",
-    "write",
-    "稲妻",
-    "⚡",
-    "more",
-]
+WORDS = ["the", "sparse", "model", "reads", "few", "tokens", "of", "a", "long", "text", "and", "learns", "稲妻", "⚡"]
 
 
 @pytest.fixture(scope="session")
