@@ -1,7 +1,7 @@
-"""The demo's text: the sources of three packages that PyTorch itself installs.
+"""The demo's text: the sources of two packages that PyTorch itself installs.
 
-SymPy, NetworkX and mpmath lie on every machine that has PyTorch, need no further download, come from the package
-registry at the versions that constraints.txt pins, and are under the BSD licence. They are 28 MB of real text: code,
+NetworkX and mpmath lie on every machine that has PyTorch, need no further download, come from the package
+registry at the versions that constraints.txt pins, and are under the BSD licence. They are 8 MB of real text: code,
 and much English in its docstrings. What exactly was read is in the data's manifest, with hashes.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from inazuma.errors import UserError
 
-PACKAGES = ("networkx", "mpmath", "sympy")
+PACKAGES = ("networkx", "mpmath")
 LARGEST = 100_000
 """Bytes; larger files are mostly generated tables."""
 

@@ -50,12 +50,12 @@ class DemoSize:
     dense_tokens: int = 400_000
     warmup_tokens: int = 32_000
     sparse_tokens: int = 168_000
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     validation_tokens: int = 100_000
     validation_fraction: float = 0.05
     selection_windows: int = 12
     hidden_size: int = 256
-    layers: int = 4
+    layers: int = 2
     sample_tokens: int = 120
 
     @property
@@ -131,7 +131,7 @@ def recipes(size: DemoSize, dataset: Dataset) -> tuple[TrainConfig, TrainConfig]
         bos_token_id=dataset.end_of_text,
         eos_token_id=dataset.end_of_text,
     )
-    lr = 6e-3
+    lr = 4e-3
     sparse = TrainConfig(
         data=dataset.path,
         model=model,
