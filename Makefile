@@ -18,8 +18,8 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 
-demo: setup ## train a sparse-attention Transformer and its dense twin (more with ARGS="--help")
-	$(VENV)/bin/inazuma demo --out runs/demo $(ARGS)
+demo: setup ## train a sparse-attention Transformer and its dense twin, anew in runs/demo (more with ARGS="--help")
+	$(VENV)/bin/inazuma demo --out runs/demo --force $(ARGS)
 
 test: setup ## run the tests, in minutes
 	$(VENV)/bin/python -m pytest -m "not slow"

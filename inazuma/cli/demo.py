@@ -20,17 +20,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="your own text instead of the built-in corpus (sources of Python packages that PyTorch installs)",
     )
+    parser.add_argument(
+        "--vocab-size", type=int, default=4096, metavar="N", help="tokens of the trained vocabulary (default: 4096)"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing folder")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from inazuma.demo.demo import run_demo
+    from inazuma.demo.demo import DemoSize, run_demo
     from inazuma.demo.report import verdict
     from inazuma.train.trainer import Interrupted
 
     command = ["inazuma", *sys.argv[1:]]
     try:
-        result = run_demo(arguments.out, data=arguments.data, command=command, force=arguments.force)
+        result = run_demo(
+            arguments.out,
+            data=arguments.data,
+            command=command,
+            force=arguments.force,
+            size=DemoSize(vocab_size=arguments.vocab_size),
+        )
     except Interrupted as interruption:
         print(f"demo: {interruption}; start it again with --force", file=sys.stderr)
         return 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from tokenizers import Tokenizer
 
 import inazuma
 from inazuma.data.batches import Batch, evaluation_windows, training_windows
@@ -21,7 +23,8 @@ from inazuma.data.shards import Dataset
 from inazuma.demo.baselines import Bigram, bigram_losses, gzip_losses
 from inazuma.demo.corpus import package_sources
 from inazuma.demo.report import write_report
-from inazuma.files import atomic_file, write_json
+from inazuma.errors import UserError
+from inazuma.files import PARTIAL, atomic_file, check_fresh, write_json
 from inazuma.model import ModelConfig, Transformer
 from inazuma.model.attention import Observation
 from inazuma.model.text import continue_text, tokenizer_of
@@ -47,9 +50,9 @@ class DemoSize:
     vocab_size: int = 4096
     context: int = 1024
     topk: int = 256
-    dense_tokens: int = 400_000
-    warmup_tokens: int = 32_000
-    sparse_tokens: int = 168_000
+    dense_tokens: int = 480_000
+    warmup_tokens: int = 40_000
+    sparse_tokens: int = 240_000
     batch_tokens: int = 2048
     validation_tokens: int = 100_000
     validation_fraction: float = 0.05
@@ -82,10 +85,17 @@ def run_demo(
     corpus: dict[str, Any] = {"names": [path.name for path in data]} if data else {}
     if data is None:
         data, corpus["packages"] = package_sources()
-    run = Run.create(out, command=command, config={"corpus": corpus, **vars(size)}, seeds={"seed": 0}, force=force)
-    try:
+    check_fresh(out, force=force)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # A corpus that cannot be used is the person's mistake: nothing is left of it, not even a failed run.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=PARTIAL) as folder:
+        prepared = Path(folder) / "data"
         console.print(f"preparing the corpus of {len(data)} files or folders", highlight=False)
-        build(data, out / "data", vocab_size=size.vocab_size, validation_fraction=size.validation_fraction)
+        build(data, prepared, vocab_size=size.vocab_size, validation_fraction=size.validation_fraction)
+        check_long_enough(Dataset.open(prepared), size)
+        run = Run.create(out, command=command, config={"corpus": corpus, **vars(size)}, seeds={"seed": 0}, force=force)
+        prepared.rename(out / "data")
+    try:
         dataset = Dataset.open(out / "data")
         sparse_recipe, dense_recipe = recipes(size, dataset)
         for name, recipe in (("dense", dense_recipe), ("sparse", sparse_recipe)):
@@ -99,7 +109,8 @@ def run_demo(
         shutil.copytree(out / "sparse" / "model", out / "model")
         model = inazuma.load(out / "model")
         write_json(records / "selection.json", selection_picture(model, dataset, size.context))
-        write_json(records / "samples.json", list(samples(model, size.sample_tokens)))
+        prompts = beginnings(dataset) if corpus.get("names") else PROMPTS
+        write_json(records / "samples.json", list(samples(model, prompts, size.sample_tokens)))
         speeds = [line["tokens_per_second"] for line in Run.open(out / "sparse").metrics() if line["kind"] == "train"]
         facts = {
             "tokens_per_second": float(np.median(speeds)),
@@ -119,6 +130,16 @@ def run_demo(
         raise
 
 
+def check_long_enough(dataset: Dataset, size: DemoSize) -> None:
+    """Raises `UserError` where no validation document is so long that a query leaves anything out."""
+    windows = evaluation_windows(dataset.validation, context=size.context, rows=1, max_tokens=size.validation_tokens)
+    if all((np.arange(size.context) - window.first).max() < size.topk for window in windows):
+        raise UserError(
+            f"no validation document is longer than the {size.topk} tokens that each query reads, so nothing would be "
+            "sparse; use longer documents, or join short ones"
+        )
+
+
 def recipes(size: DemoSize, dataset: Dataset) -> tuple[TrainConfig, TrainConfig]:
     """The sparse model's recipe and its twin's: the same weights to begin with, batches, and learning rates."""
     model = ModelConfig(
@@ -127,6 +148,7 @@ def recipes(size: DemoSize, dataset: Dataset) -> tuple[TrainConfig, TrainConfig]
         num_hidden_layers=size.layers,
         intermediate_size=3 * size.hidden_size,
         index_topk=size.topk,
+        rope_theta=1000.0,  # the slowest pair still turns within the context
         max_position_embeddings=max(2048, size.context),
         bos_token_id=dataset.end_of_text,
         eos_token_id=dataset.end_of_text,
@@ -137,9 +159,9 @@ def recipes(size: DemoSize, dataset: Dataset) -> tuple[TrainConfig, TrainConfig]
         model=model,
         context=size.context,
         batch_tokens=size.batch_tokens,
-        optimizer=OptimizerConfig(),
+        optimizer=OptimizerConfig(embedding_lr_factor=5.0),
         precision=faster_precision(),
-        validate_every=25,
+        validate_every=40,
         validation_tokens=min(size.validation_tokens, 32_768),
         checkpoint_every=100,
         keep_checkpoints=1,
@@ -193,11 +215,15 @@ def measure(out: Path, dataset: Dataset, recipe: TrainConfig) -> None:
     nats = np.array(list(gzip_losses(split, losses.document, tokenizer_of(model))))
     write_documents(records / "documents.gzip.jsonl", dataset, losses, nats)
     with atomic_file(records / "layers.jsonl") as handle:
-        windows = evaluation_windows(split, rows=1, **size)
-        for window, batch in zip(range(Run.open(out).manifest["config"]["selection_windows"]), windows, strict=False):
-            for layer, quality in enumerate(selection_qualities(model, batch, stage="frozen")):
-                if quality.queries:  # a window of short documents keeps everything and says nothing
+        judged = 0
+        for window, batch in enumerate(evaluation_windows(split, rows=1, **size)):
+            qualities = selection_qualities(model, batch, stage="frozen")
+            if qualities[0].queries:  # a window of short documents keeps everything and says nothing
+                for layer, quality in enumerate(qualities):
                     handle.write(json.dumps({"layer": layer, "window": window, **quality._asdict()}) + "\n")
+                judged += 1
+            if judged == Run.open(out).manifest["config"]["selection_windows"]:
+                break
 
 
 def training_batches(recipe: TrainConfig, dataset: Dataset) -> Iterable[Batch]:
@@ -294,8 +320,16 @@ def selection_picture(model: Transformer, dataset: Dataset, context: int) -> dic
     return {"layer": layer.layer, "topk": k, "tokens": tokens, "queries": queries}
 
 
-def samples(model: Transformer, tokens: int) -> Iterable[dict[str, str]]:
-    """What the model writes, sampled with fixed seeds."""
-    for prompt in PROMPTS:
+def beginnings(dataset: Dataset) -> list[str]:
+    """How three validation documents begin."""
+    split, tokenizer = dataset.validation, Tokenizer.from_file(str(dataset.path / "tokenizer.json"))
+    bounds = split.document_start[: min(3, split.documents) + 1].tolist()
+    pairs = zip(bounds, bounds[1:], strict=False)  # a document's first token is the marker
+    return [tokenizer.decode(split.read(start + 1, min(start + 17, stop)).tolist()) for start, stop in pairs]
+
+
+def samples(model: Transformer, prompts: Sequence[str], tokens: int) -> Iterable[dict[str, str]]:
+    """What the model writes after each prompt, sampled with a fixed seed."""
+    for prompt in prompts:
         text = continue_text(model, prompt, tokens, temperature=0.7, top_p=0.9, seed=1)
         yield {"prompt": prompt, "text": text}

@@ -10,6 +10,8 @@ from inazuma.errors import UserError
 from inazuma.model import Transformer
 from inazuma.train.recipe import OptimizerConfig, Stage
 
+EMBEDDING = "model.embed_tokens.weight"
+
 
 def is_index_parameter(name: str) -> bool:
     """Whether a parameter belongs to an indexer."""
@@ -19,10 +21,10 @@ def is_index_parameter(name: str) -> bool:
 def build_optimizers(model: Transformer, config: OptimizerConfig) -> list[Optimizer]:
     """The optimizers over all of the model's parameters, each parameter in exactly one group.
 
-    Every group carries `role` ("model" or "indexer"), by which `set_learning_rate` finds it.
+    Every group carries `role` ("model" or "indexer") and `lr_factor`, from which `set_learning_rate` has its rate.
     """
     matrices: list[Tensor] = []
-    groups: dict[tuple[str, float], list[Tensor]] = {}
+    groups: dict[tuple[str, float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         inside_layer = name.startswith("model.layers.") and parameter.dim() == 2
         if inside_layer and not is_index_parameter(name) and config.matrices == "muon":
@@ -30,9 +32,13 @@ def build_optimizers(model: Transformer, config: OptimizerConfig) -> list[Optimi
             continue
         role = "indexer" if is_index_parameter(name) else "model"
         decay = config.weight_decay if parameter.dim() >= 2 else 0.0
-        groups.setdefault((role, decay), []).append(parameter)
+        factor = config.embedding_lr_factor if name == EMBEDDING else 1.0
+        groups.setdefault((role, decay, factor), []).append(parameter)
     adamw = AdamW(
-        [{"params": params, "role": role, "weight_decay": decay} for (role, decay), params in groups.items()],
+        [
+            {"params": params, "role": role, "weight_decay": decay, "lr_factor": factor}
+            for (role, decay, factor), params in groups.items()
+        ],
         lr=0.0,
         betas=config.betas,
         eps=config.eps,
@@ -41,7 +47,7 @@ def build_optimizers(model: Transformer, config: OptimizerConfig) -> list[Optimi
     if not matrices:
         return [adamw]
     muon = Muon(
-        [{"params": matrices, "role": "model"}],
+        [{"params": matrices, "role": "model", "lr_factor": 1.0}],
         lr=0.0,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
@@ -56,7 +62,7 @@ def set_learning_rate(optimizers: list[Optimizer], stage: Stage, progress: float
     peak = {"model": stage.lr, "indexer": stage.lr if stage.index_lr is None else stage.index_lr}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = peak[group["role"]] * factor
+            group["lr"] = peak[group["role"]] * group["lr_factor"] * factor
     return stage.lr * factor
 
 

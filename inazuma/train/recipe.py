@@ -68,6 +68,8 @@ class OptimizerConfig:
     eps: float = 1e-8
     momentum: float = 0.95
     """Muon's."""
+    embedding_lr_factor: float = 1.0
+    """The token embedding learns at this many times the stage's rate: most tokens are rare, and so are their steps."""
     weight_decay: float = 0.1
     """Of everything but norms; decoupled."""
     clip: float = 1.0

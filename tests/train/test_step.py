@@ -11,7 +11,7 @@ from inazuma.data.batches import Batch, training_windows
 from inazuma.data.shards import Dataset
 from inazuma.errors import UserError
 from inazuma.model import Transformer
-from inazuma.train.optimizer import build_optimizers, is_index_parameter
+from inazuma.train.optimizer import build_optimizers, is_index_parameter, set_learning_rate
 from inazuma.train.recipe import OptimizerConfig, Stage
 from inazuma.train.step import TrainStep
 from tests.train.recipes import CONTEXT, recipe
@@ -110,3 +110,19 @@ def test_a_recipe_that_cannot_be_carried_out_is_refused(corpus: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             recipe(corpus, **changes)
+
+
+def test_the_embedding_has_its_own_rate(corpus: Path) -> None:
+    step = step_of(corpus, optimizer={"embedding_lr_factor": 5.0})
+    set_learning_rate(step.optimizers, Stage(stage="dense", tokens=1, lr=1e-2, index_lr=1e-3), 0.5)
+    names = {id(x): name for name, x in step.model.named_parameters()}
+    rates = {
+        names[id(x)]: group["lr"]
+        for optimizer in step.optimizers
+        for group in optimizer.param_groups
+        for x in group["params"]
+    }
+    assert rates.keys() == set(names.values())
+    assert rates.pop("model.embed_tokens.weight") == pytest.approx(5e-2)
+    assert {rate for name, rate in rates.items() if is_index_parameter(name)} == {1e-3}
+    assert {rate for name, rate in rates.items() if not is_index_parameter(name)} == {1e-2}
