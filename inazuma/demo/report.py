@@ -24,8 +24,9 @@ _RIVALS = {"dense": "Dense twin", "ngram": "n-gram model", "gzip": "gzip"}
 _MODELS = ("sparse", *_RIVALS)
 _RESULT = (
     *(f"{group}.{model}" for group in ("bits_per_byte", "interval") for model in _MODELS),
-    *("difference.relative", "difference.interval", "recall_at_k", "attention_mass"),
-    *("recall_recent", "attention_mass_recent", "tokens_per_second", "context", "topk", "parameters"),
+    *(f"difference.{model}.{figure}" for model in _RIVALS for figure in ("relative", "interval")),
+    *("recall_at_k", "attention_mass", "recall_recent", "attention_mass_recent"),
+    *("tokens_per_second", "context", "topk", "parameters"),
     *("training_tokens", "validation_documents", "seconds"),
 )
 _SHOWN_PACKAGES = ("inazuma", "torch", "numpy", "tokenizers", "safetensors", "pyarrow")
@@ -77,7 +78,7 @@ def _load(path: Path, fields: Sequence[str]) -> dict[str, Any]:
 
 def verdict(result: Mapping[str, Any]) -> str:
     """What came out, in plain sentences: against the dense twin and its aim, then against the baselines."""
-    relative, (low, high) = result["difference"]["relative"], result["difference"]["interval"]
+    relative, (low, high) = _difference(result, "dense")
     size = f"{100 * abs(relative):.1f}"
     where = f"{size}\u202f% {'above' if relative > 0 else 'below'}" if float(size) else "level with"
     said = [
@@ -94,16 +95,22 @@ def verdict(result: Mapping[str, Any]) -> str:
     return " ".join([*said, *_against_baselines(result)])
 
 
+def _difference(result: Mapping[str, Any], rival: str) -> tuple[float, list[float]]:
+    """How far the sparse model is above the rival in bits per byte, relatively, and the paired interval of that."""
+    return result["difference"][rival]["relative"], result["difference"][rival]["interval"]
+
+
 def _against_baselines(result: Mapping[str, Any]) -> list[str]:
-    """How the sparse model does against the baselines; a lead is called unclear where the intervals overlap."""
+    """How the sparse model does against the baselines; a lead is called unclear where its interval reaches zero."""
     ours = result["bits_per_byte"]["sparse"]
     ahead, behind = [], []
     for baseline, name in (("ngram", "an n-gram model"), ("gzip", "gzip")):
         theirs = result["bits_per_byte"][baseline]
-        if ours < theirs:
-            overlap = result["interval"]["sparse"][1] >= result["interval"][baseline][0]
-            doubt = " (not clearly: the intervals overlap)" if overlap else ""
-            ahead.append(f"{percent(1 - ours / theirs)} fewer bits than {name}{doubt}")
+        relative, (low, high) = _difference(result, baseline)
+        if relative < 0:
+            doubt = ", not clearly" if high >= 0 else ""
+            interval = f"95\u202f% interval {_signed(low)} to {_signed(high)}\u202f%"
+            ahead.append(f"{percent(-relative)} fewer bits than {name} ({interval}{doubt})")
         else:
             behind.append(f"It does not beat {name} ({ours:.2f} against {theirs:.2f} bits per byte).")
     return ([f"It needs {' and '.join(ahead)}."] if ahead else []) + behind
@@ -125,7 +132,7 @@ def _headline(result: Mapping[str, Any]) -> str:
             f'<tr><th scope="row">{name}</th><td class="picture">{bar(value, interval, full=full, style=style)}</td>'
             f'<td class="number">{value:.3f}<small>{interval[0]:.2f} to {interval[1]:.2f}</small></td></tr>'
         )
-    relative, interval = result["difference"]["relative"], result["difference"]["interval"]
+    relative, interval = _difference(result, "dense")
     low, high = map(_signed, interval)
     said = f"Relative difference {_signed(relative)} %, 95 % interval {low} to {high} %"
     facts = {

@@ -50,4 +50,4 @@ class TrainingDisplay:
             self.printed = now
             left = (now - self.began) / max(1, line["step"] - self.done) * (self.total - line["step"])
             place = f"{self.name}  step {line['step']}/{self.total}"
-            self.console.print(f"{place}  {figures}  {left:.0f} s left", highlight=False)
+            self.console.print(f"{place}  {figures}  {left:.0f} s left", highlight=False, soft_wrap=True)

@@ -60,6 +60,7 @@ def test_it_leaves_what_it_promises(finished: tuple[Path, dict[str, Any]]) -> No
     assert (out / "report.html").read_text().startswith("<!doctype html>")
     assert {"sparse", "dense", "ngram", "gzip"} == result["bits_per_byte"].keys()
     assert all(0 < value < 20 for value in result["bits_per_byte"].values())
+    assert {"dense", "ngram", "gzip"} == result["difference"].keys()
     for name in ("recall_at_k", "attention_mass"):
         assert len(result[name]) == TINY.layers and all(0 <= value <= 1 for value in result[name])
     assert result["context"] == 64 and result["topk"] == 16

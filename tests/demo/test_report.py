@@ -90,7 +90,11 @@ def demo_folder(folder: Path) -> Path:
 def result(**changes: Any) -> dict[str, Any]:
     return {
         "bits_per_byte": {"sparse": 1.863, "dense": 1.855, "ngram": 3.104, "gzip": 2.611},
-        "difference": {"relative": 0.0043, "interval": [-0.0021, 0.0112]},
+        "difference": {
+            "dense": {"relative": 0.0043, "interval": [-0.0021, 0.0112]},
+            "ngram": {"relative": -0.400, "interval": [-0.41, -0.39]},
+            "gzip": {"relative": -0.287, "interval": [-0.30, -0.27]},
+        },
         "interval": {"sparse": [1.81, 1.92], "dense": [1.80, 1.91], "ngram": [3.02, 3.19], "gzip": [2.5, 2.73]},
         "recall_at_k": [0.883, 0.841, 0.792, 0.747],
         "recall_recent": [0.612, 0.571, 0.523, 0.751],
@@ -272,7 +276,8 @@ def test_a_missing_figure_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_the_verdict_follows_from_the_difference(relative: float, interval: list[float], said: str) -> None:
-    text = verdict(result(difference={"relative": relative, "interval": interval})).replace("\u202f", " ")
+    difference = result()["difference"] | {"dense": {"relative": relative, "interval": interval}}
+    text = verdict(result(difference=difference)).replace("\u202f", " ")
     assert text.startswith("Reading 256 of up to 1,024 tokens, the sparse model ends ")
     assert said in text
     assert ("worse" in text) == (relative > 0.02)
@@ -280,11 +285,17 @@ def test_the_verdict_follows_from_the_difference(relative: float, interval: list
 
 def test_the_verdict_claims_no_lead_over_a_baseline_that_the_figures_do_not_show() -> None:
     text = verdict(result()).replace("\u202f", " ")
-    assert text.endswith("It needs 40 % fewer bits than an n-gram model and 29 % fewer bits than gzip.")
+    assert text.endswith(
+        "It needs 40 % fewer bits than an n-gram model (95 % interval −41.0 to −39.0 %) "
+        "and 29 % fewer bits than gzip (95 % interval −30.0 to −27.0 %)."
+    )
     bits = {"sparse": 1.9, "dense": 1.9, "ngram": 1.8, "gzip": 2.0}
-    interval = {"sparse": [1.8, 2.0], "dense": [1.8, 2.0], "ngram": [1.7, 1.9], "gzip": [1.95, 2.1]}
-    text = verdict(result(bits_per_byte=bits, interval=interval)).replace("\u202f", " ")
-    assert "It needs 5 % fewer bits than gzip (not clearly: the intervals overlap)." in text
+    difference = result()["difference"] | {
+        "ngram": {"relative": 0.0556, "interval": [0.04, 0.07]},
+        "gzip": {"relative": -0.05, "interval": [-0.11, 0.01]},
+    }
+    text = verdict(result(bits_per_byte=bits, difference=difference)).replace("\u202f", " ")
+    assert "It needs 5 % fewer bits than gzip (95 % interval −11.0 to +1.0 %, not clearly)." in text
     assert text.endswith("It does not beat an n-gram model (1.90 against 1.80 bits per byte).")
 
 
