@@ -1,0 +1,54 @@
+"""The READMEs' figures are those of the committed record, and the record holds."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from inazuma.runs.verify import verify
+
+ROOT = Path(__file__).parent.parent
+RECORD = ROOT / "docs/demo"
+READMES = ("README.md", "README.ja.md")
+
+
+def test_the_committed_record_holds() -> None:
+    checks = verify(RECORD)
+    assert len(checks) > 20
+    assert all(check.ok for check in checks), [check for check in checks if not check.ok]
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_figure_is_the_records(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    result = json.loads((RECORD / "result.json").read_text())
+    rows = [line for line in text.splitlines() if re.match(r"\| .*\| \d\.\d{3} \|", line)]
+    assert len(rows) == 4
+    for row, model in zip(rows, ("sparse", "dense", "ngram", "gzip"), strict=True):
+        low, high = result["interval"][model]
+        assert f"| {result['bits_per_byte'][model]:.3f} | {low:.2f}–{high:.2f} |" in row
+    relative, (low, high) = result["difference"]["dense"]["relative"], result["difference"]["dense"]["interval"]
+    assert [f"{100 * x:.1f} %" for x in (relative, low, high)] == re.findall(r"\d\.\d %", text)[:3]
+    for figure in (*result["attention_mass"], *result["attention_mass_recent"]):
+        assert f"{100 * figure:.0f} %" in text
+    assert f"{result['parameters'] / 1e6:.1f} M" in text
+    assert f"{result['training_tokens']:,}" in text
+    assert f"{result['seconds']:.0f} " in text
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_link_leads_somewhere(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?://)([^)]+)\)", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_both_languages_show_the_same_commands() -> None:
+    def commands(name: str) -> list[str]:
+        blocks = re.findall(r"```\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+        return [line.split("#")[0].rstrip() for block in blocks for line in block.splitlines()]
+
+    assert commands("README.md") == commands("README.ja.md")
