@@ -111,6 +111,13 @@ void score(const float* keys, const float* q, const float* w, int I, int C, floa
   for (int j = 0; j < WIDE; ++j) V::store(scores + j * VL, total[j]);
 }
 
+void take(const float* scores, int n, int32_t key, float* kept, int32_t* kept_keys) {
+  for (int s = 0; s < n; ++s) {
+    kept[s] = scores[s] - scores[s] == 0.0f ? scores[s] : -INFINITE;
+    kept_keys[s] = key + s;
+  }
+}
+
 int above(const float* scores, int n, int32_t key, float threshold, float* kept, int32_t* kept_keys) {
   int found = 0, s = 0;
 #if defined(__AVX512F__)
@@ -149,11 +156,40 @@ int above(const float* scores, int n, int32_t key, float threshold, float* kept,
 }
 
 int64_t count(const float* scores, int64_t n, float x) {
-  V::N total = {};
+  V::N even = {}, odd = {};
   int64_t s = 0, found = 0;
-  for (; s + VL <= n; s += VL) total -= V::load(scores + s) >= x;
-  for (int j = 0; j < VL; ++j) found += total[j];
+  for (; s + 2 * VL <= n; s += 2 * VL) {
+    even -= V::load(scores + s) >= x;
+    odd -= V::load(scores + s + VL) >= x;
+  }
+  for (int j = 0; j < VL; ++j) found += even[j] + odd[j];
   for (; s < n; ++s) found += scores[s] >= x;
+  return found;
+}
+
+int64_t keep_best(float* scores, int32_t* keys, int64_t n, float threshold, int64_t room) {
+  int64_t found = 0, s = 0;
+#if defined(__AVX512F__)
+  const __m512 least = _mm512_set1_ps(threshold);
+  for (; s + 16 <= n; s += 16) {
+    const __m512 x = _mm512_loadu_ps(scores + s);
+    const __m512i key = _mm512_loadu_si512(keys + s);
+    __mmask16 in = _mm512_cmp_ps_mask(x, least, _CMP_GT_OQ);
+    for (unsigned equal = _mm512_cmp_ps_mask(x, least, _CMP_EQ_OQ); equal && room > 0; equal &= equal - 1, --room)
+      in |= __mmask16(equal & -equal);
+    _mm512_storeu_ps(scores + found, _mm512_maskz_compress_ps(in, x));
+    _mm512_storeu_si512(keys + found, _mm512_maskz_compress_epi32(in, key));
+    found += __builtin_popcount(in);
+  }
+#endif
+  for (; s < n; ++s) {
+    const float x = scores[s];
+    const bool equal = x == threshold;
+    scores[found] = x;
+    keys[found] = keys[s];
+    found += x > threshold || (equal && room > 0);
+    room -= equal;
+  }
   return found;
 }
 
@@ -418,7 +454,7 @@ void index_gradient(float* products, int n, int P, const float* g, const float* 
 #define TABLE(isa) JOINED(kernels_, isa)
 
 extern const Kernels TABLE(INAZUMA_ISA) = {
-    QUOTED(INAZUMA_ISA), WIDE * VL, pack,    score,        above,            count,    widen,        dots,
+    QUOTED(INAZUMA_ISA), WIDE * VL, pack, score, take, above, count, keep_best, widen, dots,
     combine,             scatter,   largest, exponentials, softmax_gradient, add_sums, index_scores, index_gradient,
 };
 

@@ -23,12 +23,19 @@ struct Kernels {
   // key, so that equal keys tie wherever they stand.
   void (*score)(const float* keys, const float* q, const float* w, int I, int C, float* scores);
 
+  // Appends n scores with the numbers key, key + 1, ...; one that is not finite becomes -inf.
+  void (*take)(const float* scores, int n, int32_t key, float* kept, int32_t* kept_keys);
+
   // Appends those of n scores that are finite and above `threshold`, with the numbers key, key + 1, ... Needs room for
   // `panel` more than it appends; returns how many it appended.
   int (*above)(const float* scores, int n, int32_t key, float threshold, float* kept, int32_t* kept_keys);
 
   // How many of n scores are >= x.
   int64_t (*count)(const float* scores, int64_t n, float x);
+
+  // Leaves of n scores and their keys, in their order, what is above the threshold and the first `room` that equal it;
+  // returns how many. The arrays have space for 16 more.
+  int64_t (*keep_best)(float* scores, int32_t* keys, int64_t n, float threshold, int64_t room);
 
   // Widens n bfloat16 to float32.
   void (*widen)(const uint16_t* in, int64_t n, float* out);

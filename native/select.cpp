@@ -25,8 +25,9 @@ struct Best {
   float threshold = LOWEST;
   bool full = false;  // K keys were found: from now on only scores above the threshold matter
 
-  // The K-th best score, found by halving the range of floats (as integers in the same order) that holds it.
-  float kth(int64_t K) const {
+  // A score that K of the n scores reach, and no more than K unless they equal it. The range of floats that holds it is
+  // halved as integers in the same order; with few ties it is found long before one float is left.
+  float bound(int64_t K) const {
     const auto order = [](float x) {
       int32_t bits;
       std::memcpy(&bits, &x, 4);
@@ -38,31 +39,24 @@ struct Best {
       std::memcpy(&x, &bits, 4);
       return x;
     };
-    float top = scores[0];
-    for (int64_t j = 1; j < n; ++j) top = std::max(top, scores[j]);
-    int64_t low = order(threshold), high = order(top) + 1;  // count(low) >= K > count(high)
+    // K scores reach `low`, fewer reach `high`.
+    int64_t low = order(threshold), high = order(std::numeric_limits<float>::infinity());
     while (high - low > 1) {
-      const int64_t middle = low + (high - low) / 2;
-      (kernels().count(scores.data(), n, value(middle)) >= K ? low : high) = middle;
+      const int64_t middle = low + (high - low) / 2, reached = kernels().count(scores.data(), n, value(middle));
+      (reached >= K ? low : high) = middle;
+      if (reached == K) break;
     }
     return value(low);
   }
 
-  // Cuts to the K best: what is above the K-th score, and of its equals the lowest keys that fit.
+  // Cuts to the K best: what is above the bound, and of its equals the lowest keys that fit.
   void cut(int64_t K) {
     if (n <= K) return;
-    threshold = kth(K);
-    int64_t above = 0, kept = 0;
-    for (int64_t j = 0; j < n; ++j) above += scores[j] > threshold;
-    int64_t room = K - above;
-    for (int64_t j = 0; j < n; ++j) {
-      const bool equal = scores[j] == threshold;
-      scores[kept] = scores[j];
-      keys[kept] = keys[j];
-      kept += scores[j] > threshold || (equal && room > 0);
-      room -= equal;
-    }
-    n = kept;
+    threshold = bound(K);
+    const int64_t above = kernels().count(scores.data(), n, std::nextafter(threshold, -LOWEST));
+    n = kernels().keep_best(scores.data(), keys.data(), n, threshold, K - above);
+    // The least of them is the K-th best; what only equals it comes too late.
+    threshold = *std::min_element(scores.data(), scores.data() + n);
     full = true;
   }
 
@@ -73,10 +67,8 @@ struct Best {
       return;
     }
     // A score that is not finite is worth less than every finite one, but more than no key.
-    for (int j = 0; j < count; ++j, ++n) {
-      scores[n] = std::isfinite(x[j]) ? x[j] : LOWEST;
-      keys[n] = key + j;
-    }
+    kernels().take(x, count, key, scores.data() + n, keys.data() + n);
+    n += count;
   }
 };
 
@@ -183,6 +175,7 @@ void select(const InazumaProblem& problem, const InazumaTensor& index_q, const I
       all.keys.insert(all.keys.end(), one.keys.begin(), one.keys.begin() + one.n);
     }
     all.n = int64_t(all.keys.size());
+    all.scores.resize(all.n + 16), all.keys.resize(all.n + 16);
     all.cut(problem.K);
     selection.write(row / T, row % T, all, out);
   }
