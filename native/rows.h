@@ -51,7 +51,12 @@ class Tile {
  public:
   const float* const* read(const InazumaTensor& x, int64_t b, int64_t g, int D, const Keys& keys) {
     rows_.resize(keys.n);
-    if (x.bfloat16) copies_.resize(int64_t(keys.n) * D);
+    if (!x.bfloat16) {
+      const float* data = static_cast<const float*>(x.data) + b * x.batch + g * x.group;
+      for (int j = 0; j < keys.n; ++j) rows_[j] = data + keys[j] * x.row;
+      return rows_.data();
+    }
+    copies_.resize(int64_t(keys.n) * D);
     for (int j = 0; j < keys.n; ++j) rows_[j] = read_row(x, b, keys[j], g, D, copies_.data() + int64_t(j) * D);
     return rows_.data();
   }

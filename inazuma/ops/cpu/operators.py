@@ -170,7 +170,8 @@ def _save_attention(ctx, inputs, output):
 
 def _differentiate_attention(ctx, dout, dlse):
     q, k, v, sink, indices, first, last, out, lse = ctx.saved_tensors
-    delta = torch.linalg.vecdot(dout.float(), out.float()) - dlse  # gradients that are not there come as zeros
+    with torch.autocast("cpu", enabled=False):
+        delta = torch.linalg.vecdot(dout.float(), out.float()) - dlse  # gradients that are not there come as zeros
     dq, dk, dv = _attention_backward(q, k, v, indices, first, last, ctx.scale, dout, lse, delta)
     dsink = None
     if sink is not None:
