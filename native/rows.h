@@ -114,7 +114,7 @@ class Zeros {
 // Into how many parts the queries are divided where gradients of keys are summed: each part has sums of its own, and
 // these are added in their order. It follows from the shapes alone, so that the number of threads changes no bit.
 inline int64_t query_parts(int64_t B, int64_t G, int64_t blocks) {
-  return std::max<int64_t>(1, std::min(ceil_div(16, B * G), blocks));
+  return std::max<int64_t>(1, std::min(ceil_div(8, B * G), blocks));
 }
 
 // out [B][S][G][D] = the sum over parts of sums [B][G][parts][S][D], in their order.

@@ -82,7 +82,10 @@ def check_indices(indices: Tensor, q: Tensor) -> None:
 
 
 def check_range(indices: Tensor, S: int) -> None:
-    """Every index in `[-1, S - 1]`. It reads the values, so each engine calls it where `torch.compile` does not look."""
+    """Raises `UserError` unless each index is in `[-1, S - 1]`.
+
+    It reads the values, so each engine calls it where `torch.compile` does not look.
+    """
     if indices.numel():
         low, high = (int(x) for x in indices.aminmax())
         if low < -1 or high >= S:

@@ -3,8 +3,8 @@
     reference   plain PyTorch, any device and float dtype: the definition
     cpu         C++ for float32 and bfloat16 on the CPU
 
-An engine is a module with `select_tokens`, `sparse_attention`, `dense_attention` and `index_loss` (arguments as they are
-passed below) and `obstacle`, which says why it cannot take some tensors. `engine="auto"` takes the first that can;
+An engine is a module with `select_tokens`, `sparse_attention`, `dense_attention` and `index_loss` (arguments as they
+are passed below) and `obstacle`, which says why it cannot take some tensors. `engine="auto"` takes the first that can;
 `engine_for` says which one that is. An engine asked for by name runs, or raises `UserError`.
 """
 

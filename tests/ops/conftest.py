@@ -1,4 +1,4 @@
-"""What holds for the operators' tests: each engine in turn, one thread, and every way the reference may cut its work."""
+"""What holds for the operators' tests: each engine in turn, one thread, and every way the reference may cut work."""
 
 from __future__ import annotations
 
