@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
@@ -35,8 +36,10 @@ class Problem(ctypes.Structure):
 
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """The library, or None and why it is not there."""
-    # An editable install keeps built files apart from the sources: both folders are the package's.
-    for folder in sys.modules[__package__].__path__:
+    # An editable install keeps built files apart from the sources: both folders are the package's. `make sanitize`
+    # names a folder of its own.
+    named = os.environ.get("INAZUMA_LIBRARY_FOLDER")
+    for folder in [named] if named else sys.modules[__package__].__path__:
         for path in sorted(Path(folder).glob("libinazuma_cpu.*")):
             try:
                 return _declare(ctypes.CDLL(str(path))), None
