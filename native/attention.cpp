@@ -194,6 +194,24 @@ int64_t unit_queries(const InazumaProblem& problem) {
   return problem.indices ? 1 : std::max<int64_t>(1, DENSE_ROWS / (problem.H / problem.G));
 }
 
+// Calls work with the queries t0 <= t < t1, `step` at a time; one at a time where their spans leave keys between them that
+// nobody reads: such a key may hold NaN, and 0 * NaN is NaN.
+template <class Work>
+void for_units(const InazumaProblem& problem, int64_t b, int64_t g, int64_t t0, int64_t t1, int64_t step, Work work) {
+  for (int64_t from = t0; from < t1; from += step) {
+    const int64_t to = std::min(t1, from + step);
+    int64_t low = 0, high = -1;
+    bool gap = false;
+    for (int64_t t = from; t < to && !problem.indices; ++t) {
+      const int64_t first = problem.first[b * problem.T + t], last = problem.last[b * problem.T + t];
+      if (last < first) continue;
+      gap |= low <= high && (first > high + 1 || last < low - 1);
+      low = low > high ? first : std::min(low, first), high = std::max(high, last);
+    }
+    for (int64_t t = from; t < to; t += gap ? 1 : step) work(Unit{b, g, t, gap ? t + 1 : to});
+  }
+}
+
 void forward(const InazumaProblem& problem, const InazumaTensor& q, const InazumaTensor& k, const InazumaTensor& v,
              const float* sink, void* out, float* lse) {
   const int64_t step = unit_queries(problem), block = std::max<int64_t>(step, problem.T < 256 ? 1 : QUERIES);
@@ -203,7 +221,7 @@ void forward(const InazumaProblem& problem, const InazumaTensor& q, const Inazum
     const int64_t g = task % problem.G, b = task / problem.G / blocks, t = task / problem.G % blocks;
     const int64_t t0 = (blocks - 1 - t) * block, t1 = std::min(problem.T, t0 + block);
     Forward worker(problem, step);
-    for (int64_t t = t0; t < t1; t += step) worker.run({b, g, t, std::min(t1, t + step)}, q, k, v, sink, out, lse);
+    for_units(problem, b, g, t0, t1, step, [&](const Unit& unit) { worker.run(unit, q, k, v, sink, out, lse); });
   });
 }
 
@@ -217,8 +235,10 @@ void backward(const InazumaProblem& problem, const InazumaTensor& q, const Inazu
     Backward worker(problem, step);
     // A part takes every so many-th block: late queries, which see more keys, are shared out evenly.
     for (int64_t block = part; block < blocks; block += parts)
-      worker.run({b, g, block * step, std::min(T, (block + 1) * step)}, q, k, v, dout, lse, delta, dq,
-                 dk_sums.data() + task * S * Dk, dv_sums.data() + task * S * Dv);
+      for_units(problem, b, g, block * step, std::min(T, (block + 1) * step), step, [&](const Unit& unit) {
+        worker.run(unit, q, k, v, dout, lse, delta, dq, dk_sums.data() + task * S * Dk,
+                   dv_sums.data() + task * S * Dv);
+      });
   });
   add_parts(B, G, S, int(Dk), parts, problem.threads, dk_sums.data(), k.bfloat16, dk);
   add_parts(B, G, S, int(Dv), parts, problem.threads, dv_sums.data(), v.bfloat16, dv);

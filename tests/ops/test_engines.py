@@ -21,7 +21,7 @@ from inazuma.ops import cpu, dense_attention, dispatch, dsa, select_tokens, spar
 from inazuma.ops.cpu import library
 from inazuma.ops.dispatch import engine_for
 from tests.ops import oracle
-from tests.ops.cases import Inputs, gradients, make_inputs
+from tests.ops.cases import Inputs, gradients, make_inputs, span
 
 needs_cpu = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
@@ -176,6 +176,18 @@ def test_every_instruction_set_knows_what_is_not_finite(instruction_set: str) ->
         assert torch.equal(select_tokens(index_q, index_k, index_w, k, engine="cpu"), expected)
         if k <= int(finite.sum()):
             assert finite[0, 0, expected[0, 0].long()].all()
+
+
+@needs_cpu
+def test_keys_between_spans_may_hold_anything() -> None:
+    """Queries that are worked on together see keys on either side of some that nobody reads."""
+    inputs = make_inputs(78, batch=1, queries=4, keys=12, heads=2, dtype=torch.float32)
+    first, last = span([0, 9, 0, 8]), span([3, 11, 2, 10])
+    dirty = inputs.map(torch.Tensor.clone)
+    for x in (dirty.k, dirty.v, dirty.index_k):
+        x[:, 4:8] = math.nan
+    clean, garbage = (everything(x, 2, first=first, last=last) for x in (inputs, dirty))
+    assert all(torch.equal(a, b) for a, b in zip(clean, garbage, strict=True))
 
 
 few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
