@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
 
-.PHONY: help setup demo test test-all check clean
+.PHONY: help setup demo test test-all check sanitize clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## install inazuma and what its tests need into .venv
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(wildcard native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "make: $(PYTHON) is missing or older than 3.11; name another one: make setup PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV) || { \
@@ -30,6 +30,12 @@ test-all: setup ## run the slow tests too
 check: setup ## lint and check the formatting
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+sanitize: setup ## test the C++ engine under AddressSanitizer and UndefinedBehaviorSanitizer (needs cmake)
+	cmake -S native -B build/sanitize -DINAZUMA_SANITIZE=ON
+	cmake --build build/sanitize --parallel
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 INAZUMA_LIBRARY_FOLDER=build/sanitize $(VENV)/bin/python -m pytest -q tests/ops
 
 clean: ## remove .venv and caches; runs are kept
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

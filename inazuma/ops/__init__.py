@@ -1,6 +1,7 @@
-"""The operators of DeepSeek Sparse Attention. `contract.py` has the letters, `reference.py` the definition."""
+"""The operators of DeepSeek Sparse Attention. `contract.py` has the letters, `reference.py` the
+definition, `dispatch.py` the operators and which engine answers."""
 
+from inazuma.ops.dispatch import dense_attention, index_loss, select_tokens, sparse_attention
 from inazuma.ops.dsa import DSAOutput, Stage, dsa
-from inazuma.ops.reference import dense_attention, index_loss, select_tokens, sparse_attention
 
 __all__ = ["DSAOutput", "Stage", "dense_attention", "dsa", "index_loss", "select_tokens", "sparse_attention"]

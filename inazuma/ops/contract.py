@@ -70,8 +70,8 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor | None = None, sink: Tensor 
         check_tensor("sink", sink, (H,), "H", q)
 
 
-def check_indices(indices: Tensor, q: Tensor, S: int) -> None:
-    """`indices` int32 `[B,T,K]`, each in `[-1, S - 1]`."""
+def check_indices(indices: Tensor, q: Tensor) -> None:
+    """`indices` int32 `[B,T,K]`. Whether its values are keys, `check_range` says."""
     B, T = q.shape[:2]
     if not isinstance(indices, Tensor) or indices.dtype != torch.int32:
         raise UserError(f"indices: expected an int32 tensor, got {getattr(indices, 'dtype', type(indices).__name__)}")
@@ -79,6 +79,13 @@ def check_indices(indices: Tensor, q: Tensor, S: int) -> None:
         raise UserError(f"indices: expected shape [B,T,K] = [{B}, {T}, any], got {list(indices.shape)}")
     if indices.device != q.device:
         raise UserError(f"indices: is on {indices.device}, the other tensors on {q.device}")
+
+
+def check_range(indices: Tensor, S: int) -> None:
+    """Raises `UserError` unless each index is in `[-1, S - 1]`.
+
+    It reads the values, so each engine calls it where `torch.compile` does not look.
+    """
     if indices.numel():
         low, high = (int(x) for x in indices.aminmax())
         if low < -1 or high >= S:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inazuma.errors import UserError
 from inazuma.ops.contract import check_attention, check_tensor
-from inazuma.ops.reference import dense_attention, index_loss, select_tokens, sparse_attention
+from inazuma.ops.dispatch import dense_attention, index_loss, select_tokens, sparse_attention
 
 Stage = Literal["dense", "warmup", "sparse", "frozen"]
 
@@ -37,6 +37,7 @@ def dsa(
     last: Tensor | None = None,
     scale: float | None = None,
     indices: Tensor | None = None,
+    engine: str = "auto",
 ) -> DSAOutput:
     """Attention in one of the stages that a sparse model is trained through (V3.2 report, section "Training").
 
@@ -65,11 +66,11 @@ def dsa(
     spans = {"first": first, "last": last}
     if stage in ("dense", "warmup"):
         with torch.set_grad_enabled(torch.is_grad_enabled() and stage == "dense"):
-            out, lse = dense_attention(q, k, v, scale=scale, **spans)
-        loss = None if index_q is None else index_loss(*index, q, k, lse, scale=scale, **spans)
+            out, lse = dense_attention(q, k, v, scale=scale, engine=engine, **spans)
+        loss = None if index_q is None else index_loss(*index, q, k, lse, scale=scale, engine=engine, **spans)
         return DSAOutput(out, loss, None)
     if indices is None:
-        indices = select_tokens(*index, topk, **spans)
-    out, lse = sparse_attention(q, k, v, indices, scale=scale)
-    loss = index_loss(*index, q, k, lse, indices=indices, scale=scale) if stage == "sparse" else None
+        indices = select_tokens(*index, topk, engine=engine, **spans)
+    out, lse = sparse_attention(q, k, v, indices, scale=scale, engine=engine)
+    loss = index_loss(*index, q, k, lse, indices=indices, scale=scale, engine=engine) if stage == "sparse" else None
     return DSAOutput(out, loss, indices)

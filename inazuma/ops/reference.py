@@ -9,7 +9,8 @@ Three steps, one function each (DeepSeek-V3.2, arXiv 2512.02556; letters as in `
 
 The queries are worked off in chunks whose score slab has at most `slab_elements` elements, so nothing of size T x S
 ever exists, forward or backward. Chunking changes no result beyond rounding. Sums are taken in float32, or in float64
-for float64 inputs, autocast or not.
+for float64 inputs, autocast or not. The four functions are an engine behind `dispatch.py`, which has checked their
+arguments and describes them.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from inazuma.errors import UserError
-from inazuma.ops.contract import Spans, check_attention, check_index, check_indices, check_tensor, resolve_spans
+from inazuma.ops.contract import Spans, check_range
 
 slab_elements = 1 << 20
 """The largest temporary score slab, in elements (4 MiB in float32: about what stays in a core's cache)."""
@@ -31,6 +31,10 @@ slab_elements = 1 << 20
 GATHER_PAYS = 32
 """Sparse attention reads a chunk's keys in place, masked, until they are this many times the kept tokens; beyond that
 it gathers each query's own keys. A matrix product over contiguous keys is that much faster per key than a gather."""
+
+
+def obstacle(*tensors: Tensor | None) -> None:
+    """Nothing keeps this engine from running."""
 
 
 def _accumulator(x: Tensor) -> torch.dtype:
@@ -174,35 +178,9 @@ def _keep_best(scores: Tensor, hidden: Tensor, k: int) -> Tensor:
 
 
 @torch.no_grad()
-def select_tokens(
-    index_q: Tensor,
-    index_k: Tensor,
-    index_w: Tensor,
-    k: int,
-    *,
-    first: Tensor | None = None,
-    last: Tensor | None = None,
-) -> Tensor:
-    """The k visible keys of each query that the lightning indexer scores highest.
-
-    Args:
-        index_q: `[B,T,I,C]`. index_k: `[B,S,C]`, one key for all index heads.
-        index_w: `[B,T,I]`, the heads' weights with all scales folded in; may be negative.
-        k: how many to keep, at least 1; may exceed S.
-        first, last: int32 `[B,T]`, the visible keys, inclusive; by default causal.
-
-    Returns:
-        int32 `[B,T,k]`, ascending, then -1 where a query sees fewer than k keys (it keeps all of them).
-
-    Raises:
-        UserError: a shape, dtype or device that does not fit.
-    """
-    check_index(index_q, index_k, index_w)
-    if k < 1:
-        raise UserError(f"k: at least one token must be kept, got {k}")
+def select_tokens(index_q: Tensor, index_k: Tensor, index_w: Tensor, k: int, spans: Spans) -> Tensor:
     B, T, heads, _ = index_q.shape
     S = index_k.shape[1]
-    spans = resolve_spans(first, last, index_q, S)
     dtype = _accumulator(index_q)
     index_q, index_k, index_w = index_q.to(dtype), index_k.to(dtype), index_w.to(dtype)
     indices = torch.full((B, T, k), -1, dtype=torch.int32, device=index_q.device)
@@ -308,52 +286,16 @@ class _Attention(torch.autograd.Function):
 
 
 def dense_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    first: Tensor | None = None,
-    last: Tensor | None = None,
-    scale: float | None = None,
-    sink: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float, sink: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention over every visible key: what sparse attention approximates and the indexer learns from.
-
-    Arguments and results are those of `sparse_attention`, with the visible keys in place of `indices`.
-    """
-    check_attention(q, k, v, sink)
-    spans = resolve_spans(first, last, q, k.shape[1])
-    return _Attention.apply(q, k, v, sink, None, spans, q.shape[-1] ** -0.5 if scale is None else scale)
+    return _Attention.apply(q, k, v, sink, None, spans, scale)
 
 
 def sparse_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    indices: Tensor,
-    *,
-    scale: float | None = None,
-    sink: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, scale: float, sink: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention of each query over its selected keys.
-
-    Args:
-        q: `[B,T,H,Dk]`. k: `[B,S,G,Dk]`. v: `[B,S,G,Dv]`; head h reads key-value head h // (H / G).
-            Absorbed multi-head latent attention is G = 1, with v the first columns of k.
-        indices: int32 `[B,T,K]`; -1 is an empty place. No key twice in a row.
-        scale: of the scores, by default Dk ** -0.5.
-        sink: `[H]`, a logit per head that takes part in the denominator only.
-
-    Returns:
-        out `[B,T,H,Dv]` in q's dtype, and lse `[B,T,H]`, the natural logarithm of the softmax denominator, in float32
-        (float64 for float64 inputs). A query without keys gives zeros and -inf (with a sink: the sink).
-
-    Raises:
-        UserError: a shape, dtype, device or index that does not fit.
-    """
-    check_attention(q, k, v, sink)
-    check_indices(indices, q, k.shape[1])
-    return _Attention.apply(q, k, v, sink, indices, None, q.shape[-1] ** -0.5 if scale is None else scale)
+    check_range(indices, k.shape[1])
+    return _Attention.apply(q, k, v, sink, indices, None, scale)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -424,34 +366,10 @@ def index_loss(
     q: Tensor,
     k: Tensor,
     lse: Tensor,
-    *,
-    indices: Tensor | None = None,
-    first: Tensor | None = None,
-    last: Tensor | None = None,
-    scale: float | None = None,
+    indices: Tensor | None,
+    spans: Spans | None,
+    scale: float,
 ) -> Tensor:
-    """How far the indexer is from the attention it serves: mean over queries of KL(p || softmax(I)), in nats.
-
-    p[t,s] = (1/H) sum_h exp(scale q[t,h] . k[s] - lse[t,h]) over the selected keys, or over every visible key when
-    `indices` is None (the warm-up). Queries that see no key do not count. Gradients go to the three index tensors
-    alone; q, k and lse are the teacher and are taken as constants.
-
-    Args:
-        index_q, index_k, index_w: as for `select_tokens`. q, k, scale: as for the attention.
-        lse: `[B,T,H]`, the attention's log-sum-exp over that same set of keys, without a sink.
-
-    Returns:
-        a scalar in float32 (float64 for float64 inputs).
-    """
-    check_index(index_q, index_k, index_w)
-    check_attention(q, k)
-    check_tensor("lse", lse, q.shape[:3], "B,T,H", q)
-    check_tensor("index_q", index_q, (*q.shape[:2], None, None), "B,T,I,C", q)
-    check_tensor("index_k", index_k, (*k.shape[:2], None), "B,S,C", q)
-    spans = None
-    if indices is None:
-        spans = resolve_spans(first, last, q, k.shape[1])
-    else:
-        check_indices(indices, q, k.shape[1])
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if indices is not None:
+        check_range(indices, k.shape[1])
     return _IndexLoss.apply(index_q, index_k, index_w, q.detach(), k.detach(), lse.detach(), indices, spans, scale)

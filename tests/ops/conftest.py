@@ -1,4 +1,4 @@
-"""What holds for the operators' tests: one thread, and every way in which the reference engine may cut its work."""
+"""What holds for the operators' tests: each engine in turn, one thread, and every way the reference may cut work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from inazuma.ops import reference
+from inazuma.ops import cpu, dispatch, reference
+from tests.ops import cases
 from tests.ops.cases import CHUNKS
 
 
@@ -18,6 +19,29 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=list(cases.PRECISION), autouse=True)
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs each test once for each engine: the one that `auto` picks, for inputs of the dtype that suits it."""
+    if request.param == "cpu" and cpu.MISSING is not None:
+        pytest.skip(cpu.MISSING)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "reference":
+            patch.setattr(dispatch, "ENGINES", {"reference": reference})
+        patch.setattr(cases, "current", cases.PRECISION[request.param])
+        yield request.param
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The reference's chunk sizes are nothing to another engine: there, such a test runs once."""
+    parameters = [getattr(item, "callspec", None) and item.callspec.params for item in items]
+    spare = [x is not None and x.get("engine") == "cpu" and "chunks" in x and x["chunks"] != LAST for x in parameters]
+    config.hook.pytest_deselected(items=[item for item, drop in zip(items, spare, strict=True) if drop])
+    items[:] = [item for item, drop in zip(items, spare, strict=True) if not drop]
+
+
+LAST = list(CHUNKS.values())[-1]
 
 
 @pytest.fixture(params=CHUNKS.values(), ids=CHUNKS.keys())

@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
 
 @st.composite
-def cases(draw: st.DrawFn, dtype: torch.dtype = torch.float64) -> Case:
+def cases(draw: st.DrawFn, dtype: torch.dtype | None = None) -> Case:
     """Small whole numbers, so that scores are exact in every dtype and tie often; spans in and around the keys."""
     batch, queries, keys = draw(st.integers(1, 2)), draw(st.integers(1, 5)), draw(st.integers(1, 8))
     groups = draw(st.integers(1, 3))
@@ -80,7 +80,7 @@ def test_selection_is_the_oracles(case: Case) -> None:
 def test_attention_is_the_oracles(case: Case, with_sink: bool, scale: float | None) -> None:
     leaves, indices = case.inputs.leaves(), case.select()
     heads = leaves.q.shape[2]
-    sink = torch.linspace(-1, 2, heads, dtype=torch.float64).requires_grad_() if with_sink else None
+    sink = torch.linspace(-1, 2, heads, dtype=leaves.q.dtype).requires_grad_() if with_sink else None
     sources = [*leaves.attention, *([sink] if with_sink else [])]
     with patch.multiple(engine, **case.chunks):
         for result, keys in (
@@ -108,7 +108,7 @@ def test_loss_is_the_oracles(case: Case) -> None:
             expected = oracle.index_loss(*leaves.index, q, k, keys)
             assert_close(loss, expected)
             assert_close(gradients([loss], leaves.index), gradients([expected], leaves.index))
-            assert loss > -1e-12  # a divergence is never negative
+            assert loss > -1e-6  # a divergence is never negative
 
 
 @few
@@ -134,7 +134,7 @@ def test_selection_does_not_depend_on_the_keys_that_it_left_out(case: Case, seed
     generator = torch.Generator().manual_seed(seed)
     changed = list(case.inputs)
     for i in (1, 2, 4):
-        noise = torch.randn(changed[i].shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(changed[i].shape, generator=generator, dtype=changed[i].dtype)
         kept = unused.view(*unused.shape, *[1] * (noise.dim() - 2))
         changed[i] = torch.where(kept, noise, changed[i])
     results = []

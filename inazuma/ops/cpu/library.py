@@ -1,0 +1,79 @@
+"""The shared library that `native/` is built into: where it lies, and its structures and functions (interface.h)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class Rows(ctypes.Structure):
+    """A tensor `[B, rows, ...]` or `[B, rows, groups, width]` whose last dimension is contiguous."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("batch", ctypes.c_int64),
+        ("row", ctypes.c_int64),
+        ("group", ctypes.c_int64),
+        ("bfloat16", ctypes.c_int32),
+    )
+
+
+class Problem(ctypes.Structure):
+    """Sizes (letters as in `contract.py`) and the keys that each query reads."""
+
+    _fields_ = (
+        *((letter, ctypes.c_int64) for letter in ("B", "T", "S", "H", "G", "Dk", "Dv", "I", "C", "K")),
+        *((name, ctypes.c_void_p) for name in ("indices", "first", "last")),
+        ("scale", ctypes.c_float),
+        ("threads", ctypes.c_int32),
+    )
+
+
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """The library, or None and why it is not there."""
+    # An editable install keeps built files apart from the sources: both folders are the package's. `make sanitize`
+    # names a folder of its own.
+    named = os.environ.get("INAZUMA_LIBRARY_FOLDER")
+    for folder in [named] if named else sys.modules[__package__].__path__:
+        for path in sorted(Path(folder).glob("libinazuma_cpu.*")):
+            try:
+                return _declare(ctypes.CDLL(str(path))), None
+            except OSError as error:
+                return None, f"{path.name} does not load: {error}"
+    return None, "it was not built: a C++17 compiler was missing when inazuma was installed"
+
+
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, problem = ctypes.c_void_p, ctypes.POINTER(Problem)
+    library.inazuma_select.argtypes = [problem, Rows, Rows, pointer, pointer]
+    library.inazuma_attention.argtypes = [problem, Rows, Rows, Rows, pointer, pointer, pointer]
+    library.inazuma_attention_backward.argtypes = [problem, *[Rows] * 4, *[pointer] * 5]
+    library.inazuma_index_loss.argtypes = [problem, Rows, Rows, pointer, Rows, Rows, *[pointer] * 5]
+    library.inazuma_kernels.restype = ctypes.c_char_p
+    library.inazuma_use_kernels.argtypes = [ctypes.c_char_p]
+    return library
+
+
+LIBRARY, MISSING = _load()
+
+
+def rows(x: Tensor) -> Rows:
+    """`x [B, rows, (groups,) width]` by its strides; its last dimension must be contiguous, and it must stay alive."""
+    group = x.stride(2) if x.dim() == 4 else 0
+    return Rows(x.data_ptr(), x.stride(0), x.stride(1), group, x.dtype == torch.bfloat16)
+
+
+def call(function: str, problem: Problem, *arguments: Rows | int | None) -> None:
+    """Runs `inazuma_<function>` on as many threads as PyTorch uses, without Python's lock.
+
+    Raises:
+        MemoryError: the library found no memory for its sums.
+    """
+    problem.threads = torch.get_num_threads()
+    if getattr(LIBRARY, f"inazuma_{function}")(ctypes.byref(problem), *arguments):
+        raise MemoryError(f"no memory for {function}")

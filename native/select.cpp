@@ -1,0 +1,195 @@
+// Token selection: the lightning indexer's scores, and the K best of each query, in one pass over the keys.
+//
+// Only a panel of scores exists at a time. A query keeps the scores above its threshold in a buffer, in the order of
+// their keys; when the buffer is full it is cut to the K best, and the K-th becomes the threshold. Because keys come in
+// ascending order, a later key that equals the threshold has lost to K others already: ties go to the lower index.
+#include <cmath>
+#include <limits>
+#include <new>
+
+#include "rows.h"
+
+namespace inazuma {
+namespace {
+
+constexpr float LOWEST = -std::numeric_limits<float>::infinity();
+constexpr int QUERIES = 32;     // share a panel of keys while it is in the nearest cache
+constexpr int64_t PART = 8192;  // keys to a task where there are few queries
+constexpr int64_t PACKING_PAYS = 4 * QUERIES;  // queries from which on the keys are packed once for all tasks
+
+// The best keys of one query so far, in ascending order of the keys.
+struct Best {
+  std::vector<float> scores;
+  std::vector<int32_t> keys;
+  int64_t n = 0;
+  float threshold = LOWEST;
+  bool full = false;  // K keys were found: from now on only scores above the threshold matter
+
+  // A score that K of the n scores reach, and no more than K unless they equal it. The range of floats that holds it is
+  // halved as integers in the same order; with few ties it is found long before one float is left.
+  float bound(int64_t K) const {
+    const auto order = [](float x) {
+      int32_t bits;
+      std::memcpy(&bits, &x, 4);
+      return bits < 0 ? int64_t(INT32_MIN) - bits : int64_t(bits);  // -0.0 is 0
+    };
+    const auto value = [](int64_t ordered) {
+      const int32_t bits = int32_t(ordered < 0 ? INT32_MIN - ordered : ordered);
+      float x;
+      std::memcpy(&x, &bits, 4);
+      return x;
+    };
+    // K scores reach `low`, fewer reach `high`.
+    int64_t low = order(threshold), high = order(std::numeric_limits<float>::infinity());
+    while (high - low > 1) {
+      const int64_t middle = low + (high - low) / 2, reached = kernels().count(scores.data(), n, value(middle));
+      (reached >= K ? low : high) = middle;
+      if (reached == K) break;
+    }
+    return value(low);
+  }
+
+  // Cuts to the K best: what is above the bound, and of its equals the lowest keys that fit.
+  void cut(int64_t K) {
+    if (n <= K) return;
+    threshold = bound(K);
+    const int64_t above = kernels().count(scores.data(), n, std::nextafter(threshold, -LOWEST));
+    n = kernels().keep_best(scores.data(), keys.data(), n, threshold, K - above);
+    // The least of them is the K-th best; what only equals it comes too late.
+    threshold = *std::min_element(scores.data(), scores.data() + n);
+    full = true;
+  }
+
+  // Takes n scores of the keys from `key` on; there is room for them.
+  void add(const float* x, int count, int32_t key) {
+    if (full) {
+      n += kernels().above(x, count, key, threshold, scores.data() + n, keys.data() + n);
+      return;
+    }
+    // A score that is not finite is worth less than every finite one, but more than no key.
+    kernels().take(x, count, key, scores.data() + n, keys.data() + n);
+    n += count;
+  }
+};
+
+struct Selection {
+  const InazumaProblem& problem;
+  const InazumaTensor &index_q, &index_k;
+  const float* weights;
+  const float* packed;  // panels of all keys [B][panels][C][panel], or null
+
+  // Finds the best keys in [from, to) of the queries t0 <= t < t1.
+  void scan(int64_t b, int64_t t0, int64_t t1, int64_t from, int64_t to, Best* best) const {
+    const Kernels& kernel = kernels();
+    const int panel = kernel.panel, I = int(problem.I), C = int(problem.C);
+    const int64_t K = problem.K;
+    const int32_t *first = problem.first + b * problem.T, *last = problem.last + b * problem.T;
+    std::vector<float> q((t1 - t0) * I * C), scores(panel), own(packed ? 0 : panel * C);
+    Tile tile;
+    int64_t low = to, high = from;
+    for (int64_t t = t0; t < t1; ++t) {
+      for (int i = 0; i < I; ++i) {
+        float* at = q.data() + ((t - t0) * I + i) * C;
+        const float* row = read_row(index_q, b, t, i, C, at);
+        if (row != at) std::memcpy(at, row, C * sizeof(float));
+      }
+      if (last[t] - first[t] < K) continue;  // keeps all it sees, unscored
+      low = std::min<int64_t>(low, std::max<int64_t>(first[t], from));
+      high = std::max<int64_t>(high, std::min<int64_t>(last[t] + 1, to));
+      const int64_t capacity = std::min(4 * K, to - from) + 2 * panel;
+      best[t - t0].scores.resize(capacity);
+      best[t - t0].keys.resize(capacity);
+    }
+    for (int64_t s0 = low / panel * panel; s0 < high; s0 += panel) {
+      const float* keys = own.data();
+      const int n = int(std::min<int64_t>(panel, problem.S - s0));
+      if (packed)
+        keys = packed + (b * ceil_div(problem.S, panel) + s0 / panel) * panel * C;
+      else
+        kernel.pack(tile.read(index_k, b, 0, C, {nullptr, s0, n}), n, C, own.data());
+      for (int64_t t = t0; t < t1; ++t) {
+        const int64_t begin = std::max({s0, int64_t(first[t]), from});
+        const int64_t end = std::min({s0 + n, int64_t(last[t]) + 1, to});
+        if (begin >= end || last[t] - first[t] < K) continue;
+        kernel.score(keys, q.data() + (t - t0) * I * C, weights + (b * problem.T + t) * I, I, C, scores.data());
+        Best& mine = best[t - t0];
+        mine.add(scores.data() + (begin - s0), int(end - begin), int32_t(begin));
+        if (mine.n + 2 * panel > int64_t(mine.scores.size())) mine.cut(K);
+      }
+    }
+    for (int64_t t = t0; t < t1; ++t) best[t - t0].cut(K);
+  }
+
+  void write(int64_t b, int64_t t, const Best& best, int32_t* out) const {
+    const int64_t K = problem.K, at = b * problem.T + t;
+    const int64_t first = problem.first[at], last = problem.last[at];
+    out += at * K;
+    int64_t n = 0;
+    if (last - first < K)
+      for (int64_t s = first; s <= last; ++s) out[n++] = int32_t(s);
+    else
+      for (; n < best.n; ++n) out[n] = best.keys[n];
+    std::fill(out + n, out + K, -1);
+  }
+};
+
+void select(const InazumaProblem& problem, const InazumaTensor& index_q, const InazumaTensor& index_k,
+            const float* weights, int32_t* out) {
+  const int64_t B = problem.B, T = problem.T, S = problem.S;
+  const int panel = kernels().panel, C = int(problem.C);
+  const int64_t blocks = ceil_div(T, QUERIES), panels = ceil_div(S, panel);
+  std::vector<float> packed;
+  if (T >= PACKING_PAYS) {
+    packed.resize(B * panels * panel * C);
+    parallel(B * panels, problem.threads, [&](int64_t task) {
+      const int64_t b = task / panels, s0 = task % panels * panel;
+      const int n = int(std::min<int64_t>(panel, S - s0));
+      Tile tile;
+      kernels().pack(tile.read(index_k, b, 0, C, {nullptr, s0, n}), n, C, packed.data() + task * panel * C);
+    });
+  }
+  const Selection selection{problem, index_q, index_k, weights, packed.empty() ? nullptr : packed.data()};
+  // Few queries over many keys (decoding): the keys are shared out, and the parts' best cut to the best of all.
+  const int64_t parts = T < PACKING_PAYS ? std::max<int64_t>(1, ceil_div(S, PART)) : 1;
+  std::vector<Best> best(parts == 1 ? 0 : B * T * parts);
+  parallel(B * blocks * parts, problem.threads, [&](int64_t task) {
+    // The last queries of a causal sequence see the most keys: they go first, so that no thread ends up with one alone.
+    const int64_t b = task / parts / blocks, block = blocks - 1 - task / parts % blocks, part = task % parts;
+    const int64_t t0 = block * QUERIES, t1 = std::min(T, t0 + QUERIES);
+    if (parts == 1) {
+      std::vector<Best> mine(t1 - t0);
+      selection.scan(b, t0, t1, 0, S, mine.data());
+      for (int64_t t = t0; t < t1; ++t) selection.write(b, t, mine[t - t0], out);
+      return;
+    }
+    std::vector<Best> mine(t1 - t0);
+    selection.scan(b, t0, t1, part * PART, std::min(S, (part + 1) * PART), mine.data());
+    for (int64_t t = t0; t < t1; ++t) best[(b * T + t) * parts + part] = std::move(mine[t - t0]);
+  });
+  if (parts == 1) return;
+  for (int64_t row = 0; row < B * T; ++row) {
+    Best all;
+    for (int64_t part = 0; part < parts; ++part) {
+      const Best& one = best[row * parts + part];
+      all.scores.insert(all.scores.end(), one.scores.begin(), one.scores.begin() + one.n);
+      all.keys.insert(all.keys.end(), one.keys.begin(), one.keys.begin() + one.n);
+    }
+    all.n = int64_t(all.keys.size());
+    all.scores.resize(all.n + 16), all.keys.resize(all.n + 16);
+    all.cut(problem.K);
+    selection.write(row / T, row % T, all, out);
+  }
+}
+
+}  // namespace
+}  // namespace inazuma
+
+int inazuma_select(const InazumaProblem* problem, InazumaTensor index_q, InazumaTensor index_k, const float* weights,
+                   int32_t* indices) {
+  try {
+    inazuma::select(*problem, index_q, index_k, weights, indices);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
