@@ -29,7 +29,7 @@ from inazuma.files import PARTIAL, atomic_file, check_fresh, write_json
 from inazuma.model import ModelConfig, Transformer
 from inazuma.model.attention import Observation
 from inazuma.model.text import continue_text, tokenizer_of
-from inazuma.ops import select_tokens
+from inazuma.ops import engine_for, select_tokens
 from inazuma.runs.run import Run
 from inazuma.runs.verify import produce
 from inazuma.train.progress import TrainingDisplay
@@ -117,6 +117,7 @@ def run_demo(
             "tokens_per_second": float(np.median(speeds)),
             "context": size.context,
             "topk": size.topk,
+            "engine": engine_for(next(trainer.train_step.model.parameters())),
             "parameters": sum(x.numel() for x in model.parameters()),
             "training_tokens": trainer.total_steps * size.batch_tokens,
             "seconds": round(time.perf_counter() - began, 1),
@@ -282,7 +283,7 @@ def evidence(layers: int) -> dict[str, Mapping[str, Any]]:
                 "column": column,
                 "where": {"layer": layer},
             }
-    for name in ("tokens_per_second", "context", "topk", "parameters", "training_tokens", "seconds"):
+    for name in ("tokens_per_second", "context", "topk", "engine", "parameters", "training_tokens", "seconds"):
         figures[name] = {"formula": "value", "record": "records/facts.json", "field": name}
     figures["validation_documents"] = {"formula": "count", "record": document["sparse"], "column": "document"}
     return figures

@@ -26,7 +26,7 @@ _RESULT = (
     *(f"{group}.{model}" for group in ("bits_per_byte", "interval") for model in _MODELS),
     *(f"difference.{model}.{figure}" for model in _RIVALS for figure in ("relative", "interval")),
     *("recall_at_k", "attention_mass", "recall_recent", "attention_mass_recent"),
-    *("tokens_per_second", "context", "topk", "parameters"),
+    *("tokens_per_second", "context", "topk", "engine", "parameters"),
     *("training_tokens", "validation_documents", "seconds"),
 )
 _SHOWN_PACKAGES = ("inazuma", "torch", "numpy", "tokenizers", "safetensors", "pyarrow")
@@ -309,7 +309,7 @@ def _made(folder: Path, result: Mapping[str, Any], manifest: Mapping[str, Any], 
 <li>A small model of {short(result["parameters"])} parameters, trained on {short(result["training_tokens"])} tokens.
 What holds here need not hold at a larger size.</li>
 <li>No claim about speed: sparse attention saves work on long contexts, and {result["context"]:,} tokens are not long.
-These figures were computed with the reference engine, which is written to be read, not to be fast.</li>
+The attention was computed by the engine “{escape(result["engine"])}”.</li>
 </ul></section>"""
 
 

@@ -118,7 +118,9 @@ class LatentAttention(Attention):
     def forward(
         self, x_BTE: Tensor, context: Context, shared: Selection | None, *, absorbed: bool | None = None
     ) -> tuple[Tensor, DSAOutput, Selection | None]:
-        """`absorbed` None: absorbed when a cache is read, where expanding every cached token would cost the most."""
+        """`absorbed` None: absorbed where few of many tokens are read, by a selection or a step of decoding. Expanding
+        every token would cost the most there, and one gathered row serves all heads.
+        """
         config = self.config
         H, R = config.num_attention_heads, config.kv_lora_rank
         N, P, V = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
@@ -133,7 +135,9 @@ class LatentAttention(Attention):
         if context.cache is not None:
             latent_BSGD = context.cache.write(self.layer, "latent", latent_BSGD)
 
-        if absorbed if absorbed is not None else context.cache is not None:
+        if absorbed is None:
+            absorbed = context.cache is not None or context.stage in ("sparse", "frozen")
+        if absorbed:
             expand_k, expand_v = self.kv_b_proj.weight.unflatten(0, (H, N + V)).split([N, V], dim=1)
             q = torch.cat([torch.einsum("bthn,hnr->bthr", q_nope, expand_k.to(q_nope.dtype)), q_rope], dim=-1)
             result, selection = self.attend(q, latent_BSGD, latent_BSGD[..., :R], x_BTE, query_BTL, context, shared)

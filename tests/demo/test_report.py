@@ -103,6 +103,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "tokens_per_second": 15_321.7,
         "context": CONTEXT,
         "topk": TOPK,
+        "engine": "cpu",
         "parameters": 3_412_480,
         "training_tokens": 4_200_000,
         "validation_documents": 312,

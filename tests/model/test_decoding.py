@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor
@@ -121,16 +123,17 @@ def test_prompts_of_different_lengths_in_one_batch_are_each_alone(model):
 def test_absorbed_is_expanded(model, first, monkeypatch):
     ids = tokens(1, LENGTH)
     first = None if first is None else torch.tensor(first, dtype=torch.int32)
-    expanded = observed(model, ids, first=first)
-    logits = model(ids, first=first)
-    for layer in model.model.layers:
-        ours = layer.self_attn
-        monkeypatch.setattr(ours, "forward", lambda *a, inner=ours.forward: inner(*a, absorbed=True))
-    absorbed = observed(model, ids, first=first)
+    logits, seen = {}, {}
+    for absorbed in (False, True):
+        with monkeypatch.context() as patch:
+            for layer in model.model.layers:
+                ours = layer.self_attn
+                patch.setattr(ours, "forward", functools.partial(ours.forward, absorbed=absorbed))
+            logits[absorbed], seen[absorbed] = model(ids, first=first), observed(model, ids, first=first)
     R, P, N = model.config.kv_lora_rank, model.config.qk_rope_head_dim, model.config.qk_nope_head_dim
-    assert {x.k.shape[2:] for x in absorbed} == {(1, R + P)}
-    assert {x.k.shape[2:] for x in expanded} == {(model.config.num_attention_heads, N + P)}
-    close(model(ids, first=first), logits)
+    assert {x.k.shape[2:] for x in seen[True]} == {(1, R + P)}
+    assert {x.k.shape[2:] for x in seen[False]} == {(model.config.num_attention_heads, N + P)}
+    close(logits[True], logits[False])
 
 
 @ONE

@@ -105,6 +105,10 @@ def test_trap_1_the_indexers_rope_is_half_split_in_deepseek_and_interleaved_in_g
     assert (mask != other_mask).sum() > 0.1 * mask.sum()  # the layouts do select differently
 
 
+EXPANDED = {"stage": "warmup"}
+"""A stage in which multi-head latent attention shows each head's own keys."""
+
+
 @torch.no_grad()
 def test_trap_1_the_main_attentions_rope_is_interleaved_whatever_the_indexers():
     # A rotation by neighbours keeps each neighbouring pair's length, one by halves that of each (i, i + width/2).
@@ -117,9 +121,11 @@ def test_trap_1_the_main_attentions_rope_is_interleaved_whatever_the_indexers():
         attention = layer.self_attn
         plain = attention.q_b_proj(attention.q_a_layernorm(attention.q_a_proj(x))).unflatten(-1, (-1, N + P))[..., N:]
         neighbours = plain.unflatten(-1, (-1, 2)).norm(dim=-1)
-        turned = observed(model, ids)[0].q[..., N:].unflatten(-1, (2, -1)).norm(dim=-2)  # lies in halves afterwards
+        turned = (
+            observed(model, ids, **EXPANDED)[0].q[..., N:].unflatten(-1, (2, -1)).norm(dim=-2)
+        )  # lies in halves afterwards
         torch.testing.assert_close(turned, neighbours)
-        unturned = observed(model, ids, first=still)[0].q[..., N:]
+        unturned = observed(model, ids, first=still, **EXPANDED)[0].q[..., N:]
         torch.testing.assert_close(unturned, torch.cat([plain[..., 0::2], plain[..., 1::2]], dim=-1))
 
 
@@ -131,8 +137,9 @@ def test_trap_2_the_indexers_width_is_rope_then_plain_the_main_attentions_plain_
     model = build(tiny())
     N, P = model.config.qk_nope_head_dim, model.config.qk_rope_head_dim
     ids = tokens(1, 9)
-    moving = observed(model, ids)[0]
-    still = observed(model, ids, first=torch.arange(9, dtype=torch.int32)[None])[0]  # the same, all at position 0
+    moving = observed(model, ids, **EXPANDED)[0]
+    first = torch.arange(9, dtype=torch.int32)[None]  # the same, all at position 0
+    still = observed(model, ids, first=first, **EXPANDED)[0]
 
     def turned(a: Tensor, b: Tensor) -> list[bool]:
         return (a - b)[:, 1:].abs().flatten(0, -2).amax(0).gt(1e-6).tolist()

@@ -68,8 +68,9 @@ def test_selections_are_judged_as_by_hand(corpus: Path, model: Transformer, stag
                     continue
                 attention = torch.zeros(len(keys))
                 scores = []
+                heads_to_a_key = layer.q.shape[2] // layer.k.shape[2]
                 for head in range(layer.q.shape[2]):
-                    products = layer.k[row, keys, head].double() @ layer.q[row, t, head].double()
+                    products = layer.k[row, keys, head // heads_to_a_key].double() @ layer.q[row, t, head].double()
                     attention += (products * layer.scale).softmax(0) / layer.q.shape[2]
                 products = (layer.index.k[row, keys].double() @ layer.index.q[row, t].double().T).relu()
                 scores = (products @ layer.index.w[row, t].double()).tolist()
