@@ -10,6 +10,7 @@ import platform
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -58,8 +59,10 @@ def test_the_manifest_names_the_revision_of_a_checkout(tmp_path):
 
     def code() -> dict:
         program = "import json; from inazuma.runs.surroundings import code; print(json.dumps(code()))"
-        environment = os.environ | {"GIT_DIR": "/nowhere", "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-c", program]
+        installed = {"PYTHONPATH": sysconfig.get_path("purelib")}
+        environment = os.environ | installed | {"GIT_DIR": "/nowhere", "PYTHONDONTWRITEBYTECODE": "1"}
+        # -S: the import hook of an editable install would find the installed package before the one in this folder.
+        command = [sys.executable, "-S", "-c", program]
         done = subprocess.run(command, cwd=package.parent, env=environment, check=True, capture_output=True, text=True)
         return json.loads(done.stdout)
 
