@@ -28,12 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    import torch
+
     import inazuma
     from inazuma.model.text import continue_text
 
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     text = continue_text(
-        inazuma.load(arguments.model),
+        inazuma.load(arguments.model, device="cuda" if torch.cuda.is_available() else "cpu"),
         prompt,
         arguments.max_new_tokens,
         temperature=arguments.temperature,

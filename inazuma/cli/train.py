@@ -1,4 +1,4 @@
-"""`inazuma train CONFIG.yaml --out RUN`, and `inazuma train --resume RUN`"""
+"""`inazuma train CONFIG.yaml`, and `inazuma train --resume RUN`"""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config", nargs="?", type=Path, metavar="CONFIG.yaml", help="the recipe; see examples/train.yaml"
     )
-    parser.add_argument("--out", type=Path, metavar="RUN", help="folder of the new run; it must not exist")
+    parser.add_argument(
+        "--out", type=Path, metavar="RUN", help="folder of the new run, which must not exist (default: runs/CONFIG)"
+    )
     parser.add_argument(
         "--resume", type=Path, metavar="RUN", help="go on with this run from its newest checkpoint, bit for bit"
     )
@@ -36,17 +38,20 @@ def run(arguments: argparse.Namespace) -> int:
     from inazuma.train.recipe import TrainConfig
     from inazuma.train.trainer import Interrupted, Trainer
 
-    if (arguments.out is None) == (arguments.resume is None):
-        raise UserError("train: pass either CONFIG.yaml with --out RUN, or --resume RUN")
-    if arguments.config is None and (arguments.out is not None or arguments.overrides):
-        raise UserError("train: --out and --set need CONFIG.yaml")
+    if arguments.config is None and arguments.resume is None:
+        raise UserError("train: pass CONFIG.yaml to begin a run, or --resume RUN to go on with one")
+    if arguments.resume is not None and arguments.out is not None:
+        raise UserError("train: --resume RUN goes on in RUN; leave --out away")
+    if arguments.config is None and arguments.overrides:
+        raise UserError("train: --set changes the fields of CONFIG.yaml; name it too")
     recipe = None
     if arguments.config is not None:
         recipe = config.load(TrainConfig, arguments.config, arguments.overrides)
     if arguments.resume is not None:
         trainer = Trainer.resume(arguments.resume, config=recipe)
     else:
-        trainer = Trainer.start(recipe, arguments.out, command=["inazuma", *sys.argv[1:]], force=arguments.force)
+        out = arguments.out or Path("runs") / arguments.config.stem
+        trainer = Trainer.start(recipe, out, command=["inazuma", *sys.argv[1:]], force=arguments.force)
     path = trainer.run.path
     try:
         with TrainingDisplay(path.name, trainer.total_steps, trainer.step) as display:

@@ -53,6 +53,15 @@ def test_a_run_from_text_to_text(workshop: Path, capsys: pytest.CaptureFixture[s
     assert once == again
 
 
+def test_without_out_a_run_is_named_after_its_recipe(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = [word for stage in range(3) for word in ("--set", f"stages.{stage}.tokens=1")]
+    assert cli.main(["train", str(workshop / "recipe.yaml"), *short]) == 0
+    assert (tmp_path / "runs/recipe/model/config.json").exists()
+
+
 def test_a_finished_run_is_not_resumed(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--resume", str(workshop / "run")]) == 2
     assert "finished" in capsys.readouterr().err
@@ -81,7 +90,9 @@ MISTAKES = {
         "num_attention_heads",
     ),
     "a run over something": (["train", "{w}/recipe.yaml", "--out", "{w}/run"], "exists"),
-    "neither out nor resume": (["train", "{w}/recipe.yaml"], "--out RUN"),
+    "neither a recipe nor a run": (["train"], "pass CONFIG.yaml"),
+    "two folders": (["train", "--resume", "{w}/run", "--out", "{w}/new"], "leave --out away"),
+    "fields of nothing": (["train", "--resume", "{w}/run", "--set", "seed=1"], "CONFIG.yaml"),
     "a missing model": (["generate", "{w}/nowhere", "--prompt", "x"], "no such model folder"),
     "no model at all": (["generate", "{w}/texts", "--prompt", "x"], "config.json"),
     "too many tokens": (
