@@ -11,18 +11,23 @@ are passed below) and `obstacle`, which says why it cannot take some tensors. `e
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from inazuma.errors import UserError
+from inazuma.errors import RunError, UserError
 from inazuma.ops import cpu, reference
 from inazuma.ops.contract import check_attention, check_index, check_indices, check_tensor, resolve_spans
 
 ENGINES = {"cpu": cpu, "reference": reference}
 """Fastest first."""
+
+debug = os.environ.get("INAZUMA_DEBUG", "0") != "0"
+"""Whether `select_tokens` counts the scores that are not finite and raises `RunError` where there are any, which takes
+as long as the reference's selection. Without it such keys are kept only where finite scores do not fill a row."""
 
 
 def engine_for(*tensors: Tensor | None, engine: str = "auto") -> str:
@@ -75,11 +80,14 @@ def select_tokens(
 
     Raises:
         UserError: a shape, dtype or device that does not fit, or an engine that cannot run.
+        RunError: with `debug`, a score that is not finite.
     """
     check_index(index_q, index_k, index_w)
     if k < 1:
         raise UserError(f"k: at least one token must be kept, got {k}")
     spans = resolve_spans(first, last, index_q, index_k.shape[1])
+    if debug and (count := reference.count_non_finite(index_q, index_k, index_w, spans)):
+        raise RunError(f"select_tokens: {count} scores of visible keys are not finite")
     return _engine(engine, index_q, index_k, index_w).select_tokens(index_q, index_k, index_w, k, spans)
 
 

@@ -69,8 +69,12 @@ def dsa(
             out, lse = dense_attention(q, k, v, scale=scale, engine=engine, **spans)
         loss = None if index_q is None else index_loss(*index, q, k, lse, scale=scale, engine=engine, **spans)
         return DSAOutput(out, loss, None)
+    keys: dict[str, Tensor | None] = {"indices": indices}
     if indices is None:
         indices = select_tokens(*index, topk, engine=engine, **spans)
-    out, lse = sparse_attention(q, k, v, indices, scale=scale, engine=engine)
-    loss = index_loss(*index, q, k, lse, indices=indices, scale=scale, engine=engine) if stage == "sparse" else None
+        # Where k keeps every key, the selection is all that is seen, and reading it in place is faster than gathering.
+        keys = spans if k.shape[1] <= topk else {"indices": indices}
+    attend = sparse_attention if "indices" in keys else dense_attention
+    out, lse = attend(q, k, v, **keys, scale=scale, engine=engine)
+    loss = index_loss(*index, q, k, lse, **keys, scale=scale, engine=engine) if stage == "sparse" else None
     return DSAOutput(out, loss, indices)

@@ -198,6 +198,19 @@ def select_tokens(index_q: Tensor, index_k: Tensor, index_w: Tensor, k: int, spa
     return indices
 
 
+def count_non_finite(index_q: Tensor, index_k: Tensor, index_w: Tensor, spans: Spans) -> int:
+    """How many scores of visible keys are NaN or infinite."""
+    dtype = _accumulator(index_q)
+    index_q, index_k, index_w = index_q.to(dtype), index_k.to(dtype), index_w.to(dtype)
+    count = 0
+    with _exact(index_q):
+        for window in _windows(spans, index_q.shape[2], index_k.shape[1]):
+            chunk = window.batch, window.rows
+            scores, _ = _index_scores(index_q[chunk], window.read(index_k), index_w[chunk], window.axes)
+            count += int((~scores.isfinite() & ~window.hidden).sum())
+    return count
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Attention
 # ---------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inazuma.errors import UserError
+from inazuma.errors import RunError, UserError
 from inazuma.ops import cpu, dense_attention, dispatch, dsa, select_tokens, sparse_attention
 from inazuma.ops.cpu import library
 from inazuma.ops.dispatch import engine_for
@@ -308,3 +308,18 @@ def test_keys_are_read_where_they_lie() -> None:
     out, lse = sparse_attention(inputs.q, k, k[..., 5:13], indices, engine="cpu")
     expected = sparse_attention(inputs.q, k.clone(), k[..., 5:13].clone(), indices, engine="cpu")
     assert torch.equal(out, expected[0]) and torch.equal(lse, expected[1])
+
+
+@pytest.mark.parametrize("engine", [name for name, module in dispatch.ENGINES.items() if module.obstacle() is None])
+def test_scores_that_are_not_finite_are_counted_under_debug(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Key 3 of 8 is seen by the five queries from it on; without the flag they prefer every other key."""
+    index_q, index_k, index_w = make_inputs(batch=1, queries=8, keys=8, dtype=torch.float32).index
+    index_k = index_k.clone()
+    index_k[0, 3] = math.nan
+    chosen = select_tokens(index_q, index_k, index_w, 2, engine=engine)
+    assert 3 not in chosen[0, 3:]
+    monkeypatch.setattr(dispatch, "debug", True)
+    with pytest.raises(RunError, match="select_tokens: 5 scores of visible keys are not finite"):
+        select_tokens(index_q, index_k, index_w, 2, engine=engine)
+    index_k[0, 3] = 0
+    select_tokens(index_q, index_k, index_w, 2, engine=engine)
