@@ -90,6 +90,7 @@ svg text { font: 400 12px var(--sans); fill: var(--muted); font-variant-numeric:
   border-radius: 2px; background: var(--swatch); vertical-align: -.06em; }
 .legend li span { color: var(--muted); }
 .legend li { --swatch: currentColor; }
+.wide { overflow-x: auto; }
 .measures { width: 100%; border-collapse: collapse; font-size: .9375rem; line-height: 1.35; margin: .5rem 0; }
 .measures th { text-align: left; font-weight: 400; padding: .3rem .75rem .3rem 0; white-space: nowrap; }
 .measures td { padding: .3rem 0; }

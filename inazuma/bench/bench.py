@@ -1,0 +1,288 @@
+"""`inazuma bench ops`: every operator beside PyTorch's dense attention, as a run that can be checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inazuma.bench.cases import DENSE, FORWARD_ONLY, OPERATORS, PASSES, Call, Pass, Shape, Tensors, call_of, work
+from inazuma.bench.peers import Contestant, peers
+from inazuma.bench.report import write_report
+from inazuma.bench.timing import ceilings, free_memory, measure_first_call, seconds_of, take_turns
+from inazuma.errors import UserError
+from inazuma.files import check_fresh, write_json
+from inazuma.ops import engine_for
+from inazuma.runs.lines import encode_line
+from inazuma.runs.run import Run
+from inazuma.runs.verify import produce
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LONGEST = 1 << 20
+_RECORDS = "records/measurements.jsonl"
+_FACTS = "records/facts.json"
+_FIRST = 1024
+"""Every operator is called at this length first, or at the shortest one asked for: its threads and code are there then,
+and what its first real timing will take can be foreseen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSize:
+    """What is measured; the default takes about two minutes on two cores."""
+
+    lengths: Sequence[int] = (1024, 2048, 4096, 8192)
+    dtype: str | None = None
+    """By default bfloat16 on a GPU and float32 on a CPU."""
+    repeats: int = 3
+    limit: float = 30.0
+    """Seconds: an operator whose turns at a length would take longer together is skipped there."""
+    shape: Shape = field(default_factory=Shape)
+    copied: int = 1 << 28
+    width: int = 2048
+
+    def __post_init__(self) -> None:
+        if not self.lengths:
+            raise UserError("lengths: at least one is needed")
+        for length in self.lengths:
+            if not 1 <= length <= LONGEST:
+                raise UserError(f"lengths: expected 1 to {LONGEST:,} tokens, got {length:,}")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.repeats < 1:
+            raise UserError(f"repeats: at least 1 is needed, got {self.repeats}")
+        if not self.limit > 0:
+            raise UserError(f"limit: expected more than 0 seconds, got {self.limit:g}")
+
+
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """ "1024,2048" as ascending numbers, each once; 1K is 1024."""
+    lengths = set()
+    for word in text.split(","):
+        digits, unit = (word.strip()[:-1], 1024) if word.strip().upper().endswith("K") else (word.strip(), 1)
+        if not (digits.isascii() and digits.isdigit()):
+            raise UserError(f"lengths: expected numbers such as 1024,2048 or 1K,2K, got {word.strip()!r}")
+        lengths.add(int(digits) * unit)
+    return tuple(sorted(lengths))
+
+
+def run_bench(
+    out: Path,
+    *,
+    size: BenchSize,
+    command: Sequence[str],
+    engine: str = "auto",
+    compare: bool = False,
+    force: bool = False,
+    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+) -> dict[str, Any]:
+    """Measures into the run folder `out`; returns the figures of its result.json.
+
+    `progress` gets what is measured now, and how many of how many timings are done.
+
+    Raises:
+        UserError: `out` exists (without `force`), or the engine cannot run here.
+    """
+    check_fresh(out, force=force)
+    device = "cuda" if torch.cuda.is_available() and engine != "cpu" else "cpu"
+    name = size.dtype or ("bfloat16" if device == "cuda" else "float32")
+    dtype = DTYPES[name]
+    chosen = engine_for(torch.zeros(1, dtype=dtype, device=device), engine=engine)
+    contestants = [Contestant(one, DENSE, partial(call_of, one)) for one in (*OPERATORS, DENSE)]
+    found, missing = peers(device, dtype) if compare else ([], [])
+    contestants += found
+    config = {
+        "lengths": list(size.lengths),
+        "dtype": name,
+        "device": device,
+        "engine": engine,
+        "repeats": size.repeats,
+        "limit": size.limit,
+        "compare": compare,
+        "shape": vars(size.shape),
+        "ceilings": {"copied_bytes": size.copied, "product_width": size.width},
+    }
+    run = Run.create(out, command=command, config=config, seeds={"seed": 0}, force=force)
+    try:
+        (out / _RECORDS).parent.mkdir()
+        bench = _Bench(out / _RECORDS, size, dtype, device, chosen, contestants, progress)
+        bench.measure()
+        facts = {
+            "device": torch.cuda.get_device_name() if device == "cuda" else run.manifest["machine"]["processor"],
+            "dtype": name,
+            "engine": chosen,
+            "threads": torch.get_num_threads(),
+            "load_before": bench.load,
+            "skipped": bench.skipped,
+            "missing": missing,
+            "against": {one.name: one.against for one in contestants},
+        }
+        write_json(out / _FACTS, facts)
+        result = produce(out, evidence(bench.done, facts))
+        write_report(out)
+        run.finish("finished")
+        return result
+    except BaseException as error:
+        run.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error=str(error))
+        raise
+
+
+class _Bench:
+    """Measures length by length; what came out is in the records, in `done` and in `skipped`."""
+
+    def __init__(
+        self,
+        records: Path,
+        size: BenchSize,
+        dtype: torch.dtype,
+        device: str,
+        engine: str,
+        contestants: Sequence[Contestant],
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        self.records, self.size, self.dtype, self.device, self.engine = records, size, dtype, device, engine
+        self.entries = [
+            (kind, one) for kind in PASSES for one in contestants if kind == "forward" or one.name not in FORWARD_ONLY
+        ]
+        self.progress = progress
+        self.ticks = 0
+        self.known: dict[tuple[Pass, str], tuple[int, float, int]] = {}
+        """The longest length measured, seconds of a call there, and its memory in bytes."""
+        self.done: list[tuple[Pass, str, int, bool]] = []
+        """Pass, operator, length, and whether its memory is known."""
+        self.skipped: list[str] = []
+        self.load = round(os.getloadavg()[0], 2)
+
+    def measure(self) -> None:
+        size = self.size
+        self.tick("ceilings", 0)
+        for record in ceilings(self.dtype, self.device, repeats=5, copied=size.copied, width=size.width):
+            self.write(record)
+        self.warm_up(min(_FIRST, *size.lengths))
+        for length in size.lengths:
+            # Refused ones are named before anything is allocated for them.
+            entries = [(kind, one) for kind, one in self.entries if not self.refused(kind, one.name, length)]
+            if entries:
+                x = Tensors(length, size.shape, self.dtype, self.device, self.engine)
+                for kind in PASSES:
+                    self.measure_pass(kind, [one for other, one in entries if other == kind], x)
+
+    def warm_up(self, length: int) -> None:
+        x = Tensors(length, self.size.shape, self.dtype, self.device, self.engine)
+        for kind, one in self.entries:
+            self.tick(f"warming up: {one.name}", 0)
+            call = one.make(kind, x)
+            _, memory = measure_first_call(call, self.device)
+            self.known[kind, one.name] = length, seconds_of(call, self.device), sum(memory.values())
+
+    def refused(self, kind: Pass, name: str, length: int) -> bool:
+        """Whether a timing would take too long or need too much memory, as far as the longest one before tells."""
+        known, seconds, memory = self.known[kind, name]
+        seconds *= self.flops(kind, name, length) / self.flops(kind, name, known) * (self.size.repeats + 1)
+        memory *= (length / known) ** 2
+        free = free_memory(self.device)
+        why = None
+        if seconds > self.size.limit:
+            why = f"it would take about {seconds:,.0f} s, more than the limit of {self.size.limit:g} s"
+        elif length > known and free is not None and memory > 0.8 * free:
+            why = f"it could need {memory / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free"
+        if why:
+            self.skip(kind, name, length, why)
+        return why is not None
+
+    def flops(self, kind: Pass, name: str, length: int) -> float:
+        """Of an operator its FLOP; of what others wrote, which keeps queries x keys, something that grows alike."""
+        if name in (*OPERATORS, DENSE):
+            return work(name, kind, length, self.size.shape, self.dtype.itemsize).flops
+        return length**2
+
+    def skip(self, kind: Pass, name: str, length: int, why: str) -> None:
+        self.skipped.append(f"{name}, {kind}, {length:,} tokens: {why}")
+        self.tick(name, self.size.repeats + 1)
+
+    def measure_pass(self, kind: Pass, contestants: Sequence[Contestant], x: Tensors) -> None:
+        calls: dict[str, Call] = {}
+        expected: dict[str, float] = {}
+        for one in contestants:
+            self.tick(f"{x.length:,} tokens, {kind}: {one.name}", 1)
+            try:
+                call = one.make(kind, x)
+                seconds, memory = measure_first_call(call, self.device)
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                self.skip(kind, one.name, x.length, "it ran out of memory")
+                continue
+            calls[one.name] = call
+            # The first call may have been slowed by what comes up only once.
+            expected[one.name] = min(seconds, seconds_of(call, self.device)) if seconds < 0.2 else seconds
+            self.known[kind, one.name] = x.length, expected[one.name], sum(memory.values())
+            record = {"operator": one.name, "pass": kind, "length": x.length}
+            if one.name in (*OPERATORS, DENSE):
+                record |= work(one.name, kind, x.length, x.shape, self.dtype.itemsize)._asdict()
+            self.write(record | memory)
+            self.done.append((kind, one.name, x.length, "extra_bytes" in memory))
+        for record in take_turns(calls, expected, self.size.repeats, self.device):
+            self.write({"pass": kind, "length": x.length, **record})
+            self.tick(f"{x.length:,} tokens, {kind}: {record['operator']}", 1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        with open(self.records, "ab") as handle:
+            handle.write(encode_line(record))
+
+    def tick(self, phase: str, steps: int) -> None:
+        self.ticks += steps
+        self.progress(phase, self.ticks, len(self.size.lengths) * len(self.entries) * (self.size.repeats + 1))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # PyTorch's CPU allocator raises a plain RuntimeError.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error)
+
+
+def evidence(done: Sequence[tuple[Pass, str, int, bool]], facts: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """How every figure of result.json follows from the records. Units are seconds, bytes and FLOP."""
+    figures: dict[str, Mapping[str, Any]] = {
+        name: {"formula": "value", "record": _FACTS, "field": name} for name in facts if name != "against"
+    }
+    for name, kind, column in (("copy_bytes", "copy", "bytes"), ("product_flops", "product", "flops")):
+        at = {"record": _RECORDS, "where": {"ceiling": kind}}
+        figures[f"ceiling_{name}"] = {"formula": "last", "column": column, **at}
+        figures[f"ceiling_{kind}_seconds"] = {"formula": "least", "column": "seconds", **at}
+        figures[f"{name}_per_second"] = {
+            "formula": "ratio",
+            "of": [f"ceiling_{name}", f"ceiling_{kind}_seconds"],
+        }
+    measured = {(kind, name, length) for kind, name, length, _ in done}
+    for kind, name, length, has_memory in done:
+        at = {"record": _RECORDS, "where": {"pass": kind, "operator": name, "length": length}}
+        place = f"{kind}.{name}.{length}"
+        figures[f"seconds.{place}"] = {"formula": "median", "column": "seconds", **at}
+        if has_memory:
+            figures[f"extra_bytes.{place}"] = {"formula": "last", "column": "extra_bytes", **at}
+        if name in (*OPERATORS, DENSE):
+            for column in ("flops", "bytes"):
+                figures[f"{column}.{place}"] = {"formula": "last", "column": column, **at}
+            pairs = {"flops_per_second": ("flops", "seconds"), "flops_per_byte": ("flops", "bytes")}
+            for figure, of in pairs.items():
+                figures[f"{figure}.{place}"] = {"formula": "ratio", "of": [f"{part}.{place}" for part in of]}
+            of = [f"flops_per_second.{place}", "product_flops_per_second", "copy_bytes_per_second"]
+            figures[f"roofline_share.{place}"] = {
+                "formula": "roofline_share",
+                "of": [*of, f"flops_per_byte.{place}"],
+            }
+        against = facts["against"][name]
+        if against != name and (kind, against, length) in measured:
+            of = [f"seconds.{kind}.{other}.{length}" for other in (against, name)]
+            figures[f"times_as_fast.{place}"] = {"formula": "ratio", "of": of}
+    for kind in PASSES:
+        lengths = [length for other, name, length, _ in done if (other, name) == (kind, "dsa")]
+        of = {str(length): f"times_as_fast.{kind}.dsa.{length}" for length in lengths}
+        of = {length: name for length, name in of.items() if name in figures}
+        if of:
+            figures[f"dsa_ahead.{kind}"] = {"formula": "lengths_ahead", "of": of}
+    return figures
