@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from inazuma.runs.verify import produce
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LONGEST = 1 << 20
+_WIDTHS = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
 _RECORDS = "records/measurements.jsonl"
 _FACTS = "records/facts.json"
 _FIRST = 1024
@@ -43,7 +45,9 @@ class BenchSize:
     """Seconds: an operator whose turns at a length would take longer together is skipped there."""
     shape: Shape = field(default_factory=Shape)
     copied: int = 1 << 28
-    width: int = 2048
+    """Bytes: more than caches hold."""
+    widths: Sequence[int] | None = None
+    """Of the matrices whose product is the ceiling; the fastest width counts. By default what suits the device."""
 
     def __post_init__(self) -> None:
         if not self.lengths:
@@ -55,8 +59,8 @@ class BenchSize:
             raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.repeats < 1:
             raise UserError(f"repeats: at least 1 is needed, got {self.repeats}")
-        if not self.limit > 0:
-            raise UserError(f"limit: expected more than 0 seconds, got {self.limit:g}")
+        if not 0 < self.limit < math.inf:
+            raise UserError(f"limit: expected a finite number of seconds above 0, got {self.limit:g}")
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:
@@ -104,7 +108,8 @@ def run_bench(
         "limit": size.limit,
         "compare": compare,
         "shape": vars(size.shape),
-        "ceilings": {"copied_bytes": size.copied, "product_width": size.width},
+        "copied_bytes": size.copied,
+        "product_widths": list(size.widths or _WIDTHS[device]),
     }
     run = Run.create(out, command=command, config=config, seeds={"seed": 0}, force=force)
     try:
@@ -159,9 +164,7 @@ class _Bench:
 
     def measure(self) -> None:
         size = self.size
-        self.tick("ceilings", 0)
-        for record in ceilings(self.dtype, self.device, repeats=5, copied=size.copied, width=size.width):
-            self.write(record)
+        self.measure_ceilings()
         self.warm_up(min(_FIRST, *size.lengths))
         for length in size.lengths:
             # Refused ones are named before anything is allocated for them.
@@ -170,6 +173,14 @@ class _Bench:
                 x = Tensors(length, size.shape, self.dtype, self.device, self.engine)
                 for kind in PASSES:
                     self.measure_pass(kind, [one for other, one in entries if other == kind], x)
+        # Again, since another program may have slowed the first.
+        self.measure_ceilings()
+
+    def measure_ceilings(self) -> None:
+        self.tick("ceilings", 0)
+        widths = self.size.widths or _WIDTHS[self.device]
+        for record in ceilings(self.dtype, self.device, copied=self.size.copied, widths=widths):
+            self.write(record)
 
     def warm_up(self, length: int) -> None:
         x = Tensors(length, self.size.shape, self.dtype, self.device, self.engine)
@@ -249,13 +260,12 @@ def evidence(done: Sequence[tuple[Pass, str, int, bool]], facts: Mapping[str, An
     figures: dict[str, Mapping[str, Any]] = {
         name: {"formula": "value", "record": _FACTS, "field": name} for name in facts if name != "against"
     }
-    for name, kind, column in (("copy_bytes", "copy", "bytes"), ("product_flops", "product", "flops")):
-        at = {"record": _RECORDS, "where": {"ceiling": kind}}
-        figures[f"ceiling_{name}"] = {"formula": "last", "column": column, **at}
-        figures[f"ceiling_{kind}_seconds"] = {"formula": "least", "column": "seconds", **at}
-        figures[f"{name}_per_second"] = {
-            "formula": "ratio",
-            "of": [f"ceiling_{name}", f"ceiling_{kind}_seconds"],
+    for kind, unit in (("copy", "bytes"), ("product", "flops")):
+        figures[f"{kind}_{unit}_per_second"] = {
+            "formula": "greatest_rate",
+            "record": _RECORDS,
+            "columns": [unit, "seconds"],
+            "where": {"ceiling": kind},
         }
     measured = {(kind, name, length) for kind, name, length, _ in done}
     for kind, name, length, has_memory in done:

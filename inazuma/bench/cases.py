@@ -14,7 +14,7 @@ For DeepSeek-V3.2 (H = 128, I = 64, C = 128) these are the usual counts: 16,384 
 1.44 GFLOP a query for attention over 2,048 keys of width 576 / 512; the backward count is that of FlashAttention
 (Dao, arXiv 2307.08691, section 4.1). Softmax, ReLU and selection itself are not counted.
 
-PyTorch's dense attention is called with as many heads of keys and values as of queries, in the layout that suits it best.
+PyTorch's dense attention gets as many heads of keys and values as of queries, in the layout that suits it best.
 Every tensor is read or written once a pass, the backward pass reading its inputs again; where an operator follows
 indices, the rows of keys and values are read once a kept pair, for one query shares its rows with no other.
 """

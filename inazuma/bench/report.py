@@ -17,9 +17,9 @@ from inazuma.report.provenance import provenance
 
 PASS_NAMES = {"forward": "Forward", "training": "Forward and backward"}
 COLUMNS = ("operator", "tokens", "time", "vs dense", "GFLOP/s", "of roof", "memory")
-_STYLES = dict(zip(OPERATORS, ("sparse", "layer-3", "layer-6", "layer-7", "layer-4", "layer-1"), strict=True))
+_STYLES = dict(zip(OPERATORS, ("sparse", "layer-3", "layer-6", "layer-7", "layer-4", "layer-5"), strict=True))
 _STYLES[DENSE] = "dense"
-_PEER_STYLES = ("missed", "layer-2", "layer-5", "other")
+_PEER_STYLES = ("layer-2", "layer-1", "other")
 
 
 class Row(NamedTuple):
@@ -71,12 +71,12 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in units of 1024."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1000:
+    """Bytes in the unit that suits them, powers of 1000."""
+    for unit in ("B", "kB", "MB"):
+        if count < 999.5:
             return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} GiB"
+        count /= 1000
+    return f"{count:.3g} GB"
 
 
 def verdict(result: Mapping[str, Any]) -> str:
@@ -177,7 +177,8 @@ def _rooflines(result: Mapping[str, Any]) -> str:
     figures = "".join(f"<figure><h3>{name}</h3>{roofline(result, kind)}</figure>" for kind, name in PASS_NAMES.items())
     return f"""<section><h2>Roofline</h2>
 <p>Up: the arithmetic done in a second. Across: the arithmetic for each byte that has to move. The dashed roof is what
-this machine reached with copies (its slope) and with a large product of matrices (its flat part). Each dot is a length;
+PyTorch reached on this machine with copies (its slope) and with products of large matrices (its flat part); a kernel
+that uses the processor better than PyTorch’s product lies above it. Each dot is a length;
 lines join an operator’s lengths.</p>
 <div class="pair">{figures}</div>
 <p class="note">Arithmetic and bytes are what the operator’s definition needs, not what an engine does; selection,
@@ -274,5 +275,6 @@ def _made(folder: Path, result: Mapping[str, Any], manifest: Mapping[str, Any]) 
 serve better.</li>
 <li>{escape(" and ".join(FORWARD_ONLY))} has no backward pass, and engines differ in which pass of the indexer’s loss
 does the work; so the backward pass is timed together with its forward pass.</li>
-<li>Other programs on the machine slow all alike: turns alternate, but the ceilings are taken once, at the start.</li>
+<li>Other programs on the machine slow all alike: turns alternate, but the ceilings are taken only
+before and after everything else, and the faster one counts.</li>
 </ul></section>"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from inazuma.bench.cases import Call
 TURN = 0.05
 """Seconds a turn lasts at least: after one of PyTorch's calls its threads spin for a while, and a shorter turn would
 share the cores with them."""
+
+
+_CEILING_TURNS = 5
 
 
 def synchronize(device: str) -> None:
@@ -101,21 +104,22 @@ def free_memory(device: str) -> int | None:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
-def ceilings(dtype: torch.dtype, device: str, *, repeats: int, copied: int, width: int) -> Iterator[dict[str, Any]]:
-    """Records of what this machine does at best, with the same threads: copies, and products of matrices.
+def ceilings(dtype: torch.dtype, device: str, *, copied: int, widths: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Records of what PyTorch gets out of this machine with the same threads: copies, and products of matrices.
 
     A copy of `copied` bytes moves twice as many, as STREAM counts (McCalpin, 1995); a product of two square matrices
-    of `width` is 2 width^3 FLOP.
+    of a width is 2 width^3 FLOP.
     """
+
+    def record(name: str, call: Call, **size: int) -> Iterator[dict[str, Any]]:
+        call()
+        for _ in range(_CEILING_TURNS):
+            yield {"ceiling": name, **size, "seconds": seconds_of(call, device)}
+
     source = torch.zeros(copied, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
-    a, b = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
-    product = torch.empty_like(a)
-    kinds = {
-        "copy": (lambda: [target.copy_(source)], {"bytes": 2 * copied}),
-        "product": (lambda: [torch.mm(a, b, out=product)], {"flops": 2 * width**3}),
-    }
-    for name, (call, size) in kinds.items():
-        call()
-        for _ in range(repeats):
-            yield {"ceiling": name, **size, "seconds": seconds_of(call, device)}
+    yield from record("copy", lambda: [target.copy_(source)], bytes=2 * copied)
+    for width in widths:
+        a, b = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
+        product = torch.empty_like(a)
+        yield from record("product", lambda a=a, b=b, to=product: [torch.mm(a, b, out=to)], flops=2 * width**3)

@@ -157,9 +157,16 @@ def median(figures: Figures, *, record: str, column: str, where: Mapping[str, An
 
 
 @formula
-def least(figures: Figures, *, record: str, column: str, where: Mapping[str, Any] | None = None) -> float:
-    """The least value of a column over the lines that have it."""
-    return min(figures.column(record, column, where))
+def greatest_rate(
+    figures: Figures, *, record: str, columns: Sequence[str], where: Mapping[str, Any] | None = None
+) -> float:
+    """The greatest quotient of two columns, such as bytes and seconds, over the lines that have both."""
+    if len(columns) != 2:
+        raise UserError(f"'columns' must name 2 columns, got {len(columns)}")
+    rows = figures.table(record, columns, where)
+    return max(
+        _ratio(*(_number(x, f"{record}: {name!r}") for x, name in zip(row, columns, strict=True))) for row in rows
+    )
 
 
 @formula
