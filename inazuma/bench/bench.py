@@ -28,9 +28,6 @@ LONGEST = 1 << 20
 _WIDTHS = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
 _RECORDS = "records/measurements.jsonl"
 _FACTS = "records/facts.json"
-_FIRST = 1024
-"""Every operator is called at this length first, or at the shortest one asked for: its threads and code are there then,
-and what its first real timing will take can be foreseen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +41,9 @@ class BenchSize:
     limit: float = 30.0
     """Seconds: an operator whose turns at a length would take longer together is skipped there."""
     shape: Shape = field(default_factory=Shape)
+    warm_up: int = 1024
+    """Tokens of each operator's first call: its threads and code are there then, and how long it takes can be foreseen
+    for the lengths. Of a shorter call little but its fixed costs would be seen."""
     copied: int = 1 << 28
     """Bytes: more than caches hold."""
     widths: Sequence[int] | None = None
@@ -165,7 +165,7 @@ class _Bench:
     def measure(self) -> None:
         size = self.size
         self.measure_ceilings()
-        self.warm_up(min(_FIRST, *size.lengths))
+        self.warm_up(size.warm_up)
         for length in size.lengths:
             # Refused ones are named before anything is allocated for them.
             entries = [(kind, one) for kind, one in self.entries if not self.refused(kind, one.name, length)]

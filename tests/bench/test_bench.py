@@ -21,7 +21,7 @@ from inazuma.errors import UserError
 from inazuma.runs import verify
 
 TINY = Shape(B=2, H=4, D=16, G=2, I=2, C=8, k=16)
-SIZE = BenchSize(lengths=(24, 48), repeats=2, shape=TINY, copied=1 << 16, widths=(32, 64))
+SIZE = BenchSize(lengths=(24, 48), repeats=2, shape=TINY, warm_up=24, copied=1 << 16, widths=(32, 64))
 
 
 @pytest.fixture(scope="module")
@@ -96,23 +96,37 @@ def test_arithmetic_of_deepseek_v32_is_the_published_count() -> None:
     assert work("sparse_attention", "forward", long, shape, 2).flops / long == pytest.approx(0.570e9, rel=2e-3)
 
 
-@pytest.mark.parametrize("kind", PASSES)
-@pytest.mark.parametrize("operator", [one for one in (*OPERATORS, DENSE) if one != "select_tokens"])
-def test_a_dense_operator_moves_its_tensors_once(operator: str, kind: str) -> None:
-    """Bytes of what is really read and made; operators that follow indices read rows again for every kept pair."""
-    x = Tensors(32, TINY, torch.float32, "cpu", "auto")
-    made = sum(one.numel() * one.element_size() for one in call_of(operator, kind, x)())
-    size = lambda *tensors: sum(one.numel() * one.element_size() for one in tensors)  # noqa: E731
-    lse = 32 * TINY.B * TINY.H * 4
-    counted = work(operator, kind, 32, TINY, 4).bytes
-    if operator == "dense_attention" and kind == "forward":
-        assert counted == size(x.q, x.k, x.v) + made
-    elif operator == "dense_attention":
-        assert counted == 2 * size(x.q, x.k, x.v) + size(x.q, x.cotangent) + lse + made
-    elif operator == "index_loss (all keys)" and kind == "forward":
-        assert counted == size(*x.index, x.q, x.k) + lse
-    else:
-        assert counted > made
+@pytest.mark.parametrize("length", [12, 40])
+def test_bytes_are_those_of_the_tensors_and_of_the_rows_that_the_selection_names(length: int) -> None:
+    x = Tensors(length, TINY, torch.float32, "cpu", "auto")
+
+    def size(*tensors: torch.Tensor) -> int:
+        return sum(one.numel() * one.element_size() for one in tensors)
+
+    index_q, index_k, index_w = x.index
+    named = int((x.indices >= 0).sum())
+    keys, index_keys = (named * size(*of) // (TINY.B * length) for of in ((x.k, x.v), (index_k, x.k)))
+    scores = size(*x.index, x.indices)
+    out, lse = x.q, x.lse
+    sparse = size(x.q, x.indices, out, lse) + keys
+    sparse_back = size(x.q, x.indices, out, x.cotangent, lse) + keys + size(x.q, x.k, x.v)
+    learn = size(index_q, index_w, x.q, x.indices, lse) + index_keys
+    learn_all = size(*x.index, x.q, x.k, lse)
+    expected = {
+        ("select_tokens", "forward"): scores,
+        ("sparse_attention", "forward"): sparse,
+        ("sparse_attention", "training"): sparse + sparse_back,
+        ("index_loss", "forward"): learn,
+        ("index_loss", "training"): 2 * learn + size(*x.index),
+        ("index_loss (all keys)", "forward"): learn_all,
+        ("index_loss (all keys)", "training"): 2 * learn_all + size(*x.index),
+        ("dense_attention", "forward"): size(x.q, x.k, x.v, out, lse),
+        ("dense_attention", "training"): 3 * size(x.q, x.k, x.v) + size(out, out, x.cotangent, lse, lse),
+        (DENSE, "forward"): size(x.q, x.q, x.q, out, lse),
+        ("dsa", "forward"): scores + sparse,
+        ("dsa", "training"): scores + sparse + sparse_back + 2 * learn + size(*x.index),
+    }
+    assert {key: work(*key, length, TINY, 4).bytes for key in expected} == expected
 
 
 def test_dense_attention_is_the_same_function_whoever_computes_it() -> None:
