@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from inazuma.bench.cases import DENSE, FORWARD_ONLY, OPERATORS, PASSES, Call, Pass, Shape, Tensors, call_of, work
-from inazuma.bench.peers import Contestant, peers
+from inazuma.bench.peers import OUR_LAYER, Contestant, peers
 from inazuma.bench.report import write_report
 from inazuma.bench.timing import ceilings, free_memory, measure_first_call, seconds_of, take_turns
 from inazuma.errors import UserError
@@ -155,8 +155,8 @@ class _Bench:
         ]
         self.progress = progress
         self.ticks = 0
-        self.known: dict[tuple[Pass, str], tuple[int, float, int]] = {}
-        """The longest length measured, seconds of a call there, and its memory in bytes."""
+        self.known: dict[tuple[Pass, str], tuple[int, float, dict[str, int]]] = {}
+        """The longest length called so far, seconds of a call there, and its memory in bytes."""
         self.done: list[tuple[Pass, str, int, bool]] = []
         """Pass, operator, length, and whether its memory is known."""
         self.skipped: list[str] = []
@@ -188,28 +188,30 @@ class _Bench:
             self.tick(f"warming up: {one.name}", 0)
             call = one.make(kind, x)
             _, memory = measure_first_call(call, self.device)
-            self.known[kind, one.name] = length, seconds_of(call, self.device), sum(memory.values())
+            self.known[kind, one.name] = length, seconds_of(call, self.device), memory
 
     def refused(self, kind: Pass, name: str, length: int) -> bool:
         """Whether a timing would take too long or need too much memory, as far as the longest one before tells."""
         known, seconds, memory = self.known[kind, name]
-        seconds *= self.flops(kind, name, length) / self.flops(kind, name, known) * (self.size.repeats + 1)
-        memory *= (length / known) ** 2
+        growth = length / known
+        if name in (*OPERATORS, DENSE):
+            flops = (work(name, kind, one, self.size.shape, self.dtype.itemsize).flops for one in (length, known))
+            seconds *= next(flops) / next(flops)
+        else:
+            seconds *= growth**2
+        seconds *= self.size.repeats + 1
+        # What others wrote may keep queries x keys; nothing of ours does, nor PyTorch's attention.
+        power = 1 if name in (*OPERATORS, DENSE, OUR_LAYER) else 2
+        needed = growth * memory["made_bytes"] + growth**power * memory.get("extra_bytes", 0)
         free = free_memory(self.device)
         why = None
         if seconds > self.size.limit:
             why = f"it would take about {seconds:,.0f} s, more than the limit of {self.size.limit:g} s"
-        elif length > known and free is not None and memory > 0.8 * free:
-            why = f"it could need {memory / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free"
+        elif length > known and free is not None and needed > 0.8 * free:
+            why = f"it could need {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free"
         if why:
             self.skip(kind, name, length, why)
         return why is not None
-
-    def flops(self, kind: Pass, name: str, length: int) -> float:
-        """Of an operator its FLOP; of what others wrote, which keeps queries x keys, something that grows alike."""
-        if name in (*OPERATORS, DENSE):
-            return work(name, kind, length, self.size.shape, self.dtype.itemsize).flops
-        return length**2
 
     def skip(self, kind: Pass, name: str, length: int, why: str) -> None:
         self.skipped.append(f"{name}, {kind}, {length:,} tokens: {why}")
@@ -231,7 +233,8 @@ class _Bench:
             calls[one.name] = call
             # The first call may have been slowed by what comes up only once.
             expected[one.name] = min(seconds, seconds_of(call, self.device)) if seconds < 0.2 else seconds
-            self.known[kind, one.name] = x.length, expected[one.name], sum(memory.values())
+            if x.length >= self.known[kind, one.name][0]:
+                self.known[kind, one.name] = x.length, expected[one.name], memory
             record = {"operator": one.name, "pass": kind, "length": x.length}
             if one.name in (*OPERATORS, DENSE):
                 record |= work(one.name, kind, x.length, x.shape, self.dtype.itemsize)._asdict()

@@ -221,8 +221,23 @@ def test_what_takes_too_long_is_skipped_and_named(tmp_path: Path) -> None:
     assert list(result["seconds"]["forward"]["dsa"]) == ["24"]
     skipped = [line for line in result["skipped"] if "1,048,576 tokens" in line]
     assert len(skipped) == len(result["skipped"]) == 2 * len((*OPERATORS, DENSE)) - 1
-    assert all("limit of 5 s" in line or "GiB" in line for line in skipped)
+    assert all("limit of 5 s" in line or "GB are free" in line for line in skipped)
     assert all(line in (tmp_path / "run/report.html").read_text() for line in skipped)
+
+
+def test_what_needs_too_much_memory_is_skipped_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inazuma.bench.bench.free_memory", lambda device: 0)
+    result = run_bench(tmp_path / "run", size=SIZE, command=["x"])
+    assert list(result["seconds"]["forward"]["dsa"]) == ["24"]
+    assert len(result["skipped"]) == 2 * len((*OPERATORS, DENSE)) - 1
+    assert all("48 tokens" in line and "GB are free" in line for line in result["skipped"])
+
+
+def test_a_shorter_length_does_not_worsen_the_forecast(tmp_path: Path) -> None:
+    """At 4 tokens a call is all fixed costs: foreseen from there, 1,024 tokens would seem to take many seconds."""
+    size = dataclasses.replace(SIZE, lengths=(4, 1024), repeats=1, limit=4.0, warm_up=1024)
+    result = run_bench(tmp_path / "run", size=size, command=["x"])
+    assert not result["skipped"]
 
 
 def test_peers_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
