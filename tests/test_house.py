@@ -23,17 +23,19 @@ FLOORS = {
     "rightsize": 4,
     "sparsify": 4,
     "demo": 4,
+    "bench": 4,
     "train": 3,
     "evaluate": 3,
     "serve": 3,
     "model": 2,
     "data": 2,
+    "report": 2,
     # `inazuma.load` is the model's, wherever it is called from.
     "load": 2,
     "ops": 1,
     "runs": 1,
 }
-NO_TORCH = ("runs", "data")
+NO_TORCH = ("runs", "data", "report")
 LONGEST = 600
 SOURCES = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".html", ".css", ".js", ".cpp", ".h", ".cu"}
 HIDDEN = {"build", "dist", "runs"}

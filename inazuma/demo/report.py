@@ -5,16 +5,16 @@ It only reads the run folder, and every sentence with a figure in it is computed
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inazuma.demo.charts import Band, Series, bar, dumbbell, interval_chart, legend, line_chart, percent, short
-from inazuma.demo.page import escape, page
 from inazuma.demo.selection import selection_section
 from inazuma.errors import UserError
 from inazuma.files import atomic_file, read_json
+from inazuma.report.charts import Band, Series, bar, dumbbell, interval_chart, legend, line_chart, percent, short
+from inazuma.report.page import escape, page
+from inazuma.report.provenance import provenance
 from inazuma.runs.lines import read_lines
 
 AIM = 0.02
@@ -29,7 +29,6 @@ _RESULT = (
     *("tokens_per_second", "context", "topk", "engine", "parameters"),
     *("training_tokens", "validation_documents", "seconds"),
 )
-_SHOWN_PACKAGES = ("inazuma", "torch", "numpy", "tokenizers", "safetensors", "pyarrow")
 
 
 def write_report(folder: Path) -> Path:
@@ -272,23 +271,7 @@ def _samples(samples: Sequence[Mapping[str, str]]) -> str:
 
 
 def _made(folder: Path, result: Mapping[str, Any], manifest: Mapping[str, Any], corpus: Mapping[str, Any]) -> str:
-    machine, code = manifest.get("machine", {}), manifest.get("code", {})
-    packages = manifest.get("packages", {})
-    revision = code.get("revision")
-    if revision:
-        revision += {True: "", False: ", with changes that were not committed"}.get(code.get("clean"), "")
-    memory = machine.get("memory")
-    rows = {
-        "Processor": machine.get("processor"),
-        "Cores": machine.get("cores"),
-        "Memory": memory and f"{memory / 2**30:.1f} GiB",
-        "Accelerator": machine.get("accelerator"),
-        "System": machine.get("platform"),
-        "Python": machine.get("python"),
-        "Packages": {name: packages[name] for name in _SHOWN_PACKAGES if name in packages},
-        "Code": revision or code.get("version"),
-        "Seeds": manifest.get("seeds"),
-        "Started": manifest.get("started"),
+    read = {
         **{f"Corpus: {key}": value for key, value in manifest.get("config", {}).get("corpus", {}).items()},
         "Documents": {key.replace("_", " "): value for key, value in corpus.get("documents", {}).items() if value},
         **{
@@ -296,13 +279,8 @@ def _made(folder: Path, result: Mapping[str, Any], manifest: Mapping[str, Any], 
             for name, split in corpus.get("splits", {}).items()
         },
     }
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(_plain(value))}</dd>" for name, value in rows.items() if value)
-    commands = [shlex.join(manifest["command"])] if manifest.get("command") else []
-    commands.append(shlex.join(["inazuma", "verify", _shown(folder)]))
     return f"""<section><h2>How it was made</h2>
-<p>The first command makes all of this again; the second recomputes the reported figures from the run’s raw records.</p>
-<pre class="code">{escape(chr(10).join(commands))}</pre>
-<dl class="made">{items}</dl>
+{provenance(folder, manifest, read)}
 <h3>What this does not show</h3>
 <ul class="plain">
 <li>One seed: how much another training run would differ is not measured.</li>
@@ -311,23 +289,6 @@ What holds here need not hold at a larger size.</li>
 <li>No claim about speed: sparse attention saves work on long contexts, and {result["context"]:,} tokens are not long.
 The attention was computed by the engine “{escape(result["engine"])}”.</li>
 </ul></section>"""
-
-
-def _shown(folder: Path) -> str:
-    """The folder as a person would type it, without what lies above it on one machine."""
-    if not folder.is_absolute():
-        return str(folder)
-    here = Path.cwd()
-    return str(folder.relative_to(here)) if folder.is_relative_to(here) else folder.name
-
-
-def _plain(value: Any) -> str:
-    """A recorded value as one line of text."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _duration(seconds: float) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inazuma.demo.charts import legend, percent, picture, stretched
-from inazuma.demo.page import escape
 from inazuma.errors import UserError
+from inazuma.report.charts import legend, percent, picture, stretched
+from inazuma.report.page import escape
 
 _MASS_HEIGHT, _ROW_HEIGHT, _GAP = 96, 14, 5
 _BEFORE, _AFTER, _AROUND = 64, 8, 8

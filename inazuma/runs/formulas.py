@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,25 @@ def sum_(figures: Figures, *, record: str, column: str, where: Mapping[str, Any]
 
 
 @formula
+def median(figures: Figures, *, record: str, column: str, where: Mapping[str, Any] | None = None) -> float:
+    """The median of a column over the lines that have it."""
+    return statistics.median(figures.column(record, column, where))
+
+
+@formula
+def greatest_rate(
+    figures: Figures, *, record: str, columns: Sequence[str], where: Mapping[str, Any] | None = None
+) -> float:
+    """The greatest quotient of two columns, such as bytes and seconds, over the lines that have both."""
+    if len(columns) != 2:
+        raise UserError(f"'columns' must name 2 columns, got {len(columns)}")
+    rows = figures.table(record, columns, where)
+    return max(
+        _ratio(*(_number(x, f"{record}: {name!r}") for x, name in zip(row, columns, strict=True))) for row in rows
+    )
+
+
+@formula
 def count(figures: Figures, *, record: str, column: str, where: Mapping[str, Any] | None = None) -> int:
     """How many lines have a column."""
     return len(figures.table(record, [column], where))
@@ -197,6 +217,34 @@ def relative_difference(figures: Figures, *, of: Sequence[str]) -> float:
     """(first − second) / second."""
     first, second = _two(figures, of)
     return _ratio(first - second, second)
+
+
+@formula
+def roofline_share(figures: Figures, *, of: Sequence[str]) -> float:
+    """Achieved speed over what the roofline allows: achieved / min(product, intensity * bandwidth).
+
+    `of` names the achieved speed and that of a large matrix product (FLOP/s), the copy bandwidth (bytes/s), and the
+    arithmetic intensity (FLOP/byte). Williams, Waterman and Patterson, Roofline, CACM 52(4), 2009.
+    """
+    if len(of) != 4:
+        raise UserError(f"'of' must name 4 figures, got {len(of)}")
+    achieved, product, bandwidth, intensity = (_number(figures.figure(name), name) for name in of)
+    return _ratio(achieved, min(product, intensity * bandwidth))
+
+
+@formula
+def lengths_ahead(figures: Figures, *, of: Mapping[str, str]) -> list[int]:
+    """The longest lengths in a row, ascending, at which a figure is above 1; `of` maps each length to its figure.
+
+    Of a ratio of times that is where something is faster and stays so: the first of these lengths is the cross-over.
+    """
+    ahead: list[int] = []
+    for length in sorted(map(int, of), reverse=True):
+        name = of[str(length)]
+        if _number(figures.figure(name), name) <= 1:
+            break
+        ahead.insert(0, length)
+    return ahead
 
 
 @formula

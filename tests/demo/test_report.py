@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from inazuma.demo.charts import Band, Scale, Series, line_chart
-from inazuma.demo.page import STYLE
 from inazuma.demo.report import stages, verdict, write_report
 from inazuma.demo.selection import Query, runs
 from inazuma.errors import UserError
+from inazuma.report.charts import Band, Scale, Series, line_chart
+from inazuma.report.page import STYLE
 
 LAYERS, TOPK, CONTEXT = 4, 256, 1024
 

@@ -83,6 +83,33 @@ def test_formulas_give_the_numbers_worked_out_by_hand(run):
     assert figures["bytes"] == 90 and figures["context"] == 1024
 
 
+def test_formulas_of_timings(tmp_path):
+    """Roofline: the flat part bounds an intensity of 8 FLOP/byte at 10 bytes/s and 60 FLOP/s, the slope one of 2."""
+    lines = [{"kind": "copy", "bytes": 20, "seconds": x} for x in (5.0, 2.0, 4.0)]
+    lines += [{"kind": "product", "flops": 60, "seconds": 1}, {"kind": "product", "flops": 500, "seconds": 10}]
+    (tmp_path / "x").write_bytes(b"".join(map(encode_line, lines)))
+    (tmp_path / "y").write_text(json.dumps({"low": 2, "high": 8, "speed": 15.0, "a": 1.5, "b": 1.0, "c": 2.0, "d": 3}))
+    copy = {"record": "x", "where": {"kind": "copy"}}
+    evidence = {
+        "median": {"formula": "median", "column": "seconds", **copy},
+        "copy": {"formula": "greatest_rate", "columns": ["bytes", "seconds"], **copy},
+        "product": {"formula": "greatest_rate", "columns": ["flops", "seconds"], **copy, "where": {"kind": "product"}},
+        **{name: {"formula": "value", "record": "y", "field": name} for name in ("low", "high", "speed", *"abcd")},
+        "slope": {"formula": "roofline_share", "of": ["speed", "product", "copy", "low"]},
+        "flat": {"formula": "roofline_share", "of": ["speed", "product", "copy", "high"]},
+        "ahead": {"formula": "lengths_ahead", "of": {"16": "c", "2": "a", "4": "b", "128": "d"}},
+        "never": {"formula": "lengths_ahead", "of": {"2": "a", "4": "b"}},
+    }
+    figures = Figures(tmp_path, evidence)
+    expected = {"median": 4.0, "copy": 10.0, "product": 60.0, "slope": 0.75, "flat": 0.25, "ahead": [16, 128]}
+    assert {name: figures.figure(name) for name in expected} == expected and figures.figure("never") == []
+    wrong = {"w": {"formula": "greatest_rate", "record": "x", "columns": ["bytes"]}}
+    wrong |= {"v": {"formula": "roofline_share", "of": ["speed"]}}
+    for name in wrong:
+        with pytest.raises(UserError, match="must name"):
+            Figures(tmp_path, wrong).figure(name)
+
+
 def test_the_bootstrap_covers_the_mean_as_often_as_it_says(tmp_path):
     """With one byte a document the figure is a mean of independent draws, whose standard error is textbook."""
     draws = np.random.default_rng(0).normal(3.0, 1.0, size=400)

@@ -1,4 +1,4 @@
-"""The report's page: one HTML file that asks nothing of the network, in light and dark, from a phone to a desktop."""
+"""A report's page: one HTML file that asks nothing of the network, in light and dark, from a phone to a desktop."""
 
 from __future__ import annotations
 
@@ -73,6 +73,7 @@ svg text { font: 400 12px var(--sans); fill: var(--muted); font-variant-numeric:
 .axis { stroke: var(--muted); stroke-width: 1; }
 .band { fill: var(--band); }
 .curve { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; vector-effect: non-scaling-stroke; }
+.ceiling { color: var(--ink); stroke-dasharray: 6 4; }
 .dot { fill: currentColor; stroke: var(--paper); stroke-width: 1.5; }
 .ring { fill: var(--paper); stroke: currentColor; stroke-width: 2; }
 .span { stroke: currentColor; stroke-width: 2; }
@@ -89,6 +90,7 @@ svg text { font: 400 12px var(--sans); fill: var(--muted); font-variant-numeric:
   border-radius: 2px; background: var(--swatch); vertical-align: -.06em; }
 .legend li span { color: var(--muted); }
 .legend li { --swatch: currentColor; }
+.wide { overflow-x: auto; }
 .measures { width: 100%; border-collapse: collapse; font-size: .9375rem; line-height: 1.35; margin: .5rem 0; }
 .measures th { text-align: left; font-weight: 400; padding: .3rem .75rem .3rem 0; white-space: nowrap; }
 .measures td { padding: .3rem 0; }

@@ -1,4 +1,4 @@
-"""The report's pictures: SVG that stretches with the page while its letters keep their size.
+"""Pictures for reports: SVG that stretches with the page while its letters keep their size.
 
 Every picture is as wide as its place. Positions across are therefore percentages; only what a path draws lies in a
 nested picture that is stretched. Heights are CSS pixels. What a picture says is also said by its `aria-label`.
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from inazuma.demo.page import escape
+from inazuma.report.page import escape
 
 Point = tuple[float, float]
 _ACROSS = 1000
@@ -26,6 +26,20 @@ class Series:
     points: Sequence[Point]
     style: str
     dots: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The x axis: its name, how a value reads on it and in a dot's hint, and the ticks if not at round values.
+
+    A logarithmic one begins at the lowest point, a linear one at 0.
+    """
+
+    name: str
+    hint: str
+    logarithmic: bool = False
+    text: Callable[[float], str] = "{:g}".format
+    ticks: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -78,26 +92,31 @@ def percent(value: float, digits: int = 0) -> str:
     return f"{100 * value:.{digits}f}\u202f%"
 
 
+TRAINING_TOKENS = Axis("training tokens", "after {} tokens", text=short)
+
+
 def line_chart(
     series: Sequence[Series],
     *,
     label: str,
+    x_axis: Axis = TRAINING_TOKENS,
     bands: Sequence[Band] = (),
     y_range: tuple[float, float] | None = None,
     logarithmic: bool = False,
     y_text: Callable[[float], str] = "{:g}".format,
     height: int = 240,
 ) -> str:
-    """Curves over training tokens, with a legend.
+    """Curves over `x_axis`, with a legend.
 
-    `label` says the picture in words; `y_range` fixes the y axis, which else holds all points. Points that are not
-    finite, or not above 0 on a logarithm, are left out.
+    `label` says the picture in words; `y_range` fixes the y axis, which else holds all points; `logarithmic` is the y
+    axis. Points that are not finite, or not above 0 on a logarithm, are left out.
     """
-    drawn = [[point for point in one.points if _drawable(point, logarithmic)] for one in series]
+    drawn = [[point for point in one.points if _drawable(point, x_axis.logarithmic, logarithmic)] for one in series]
     points = [point for one in drawn for point in one]
     if not points:
         return '<p class="note">The run recorded nothing to draw here.</p>'
-    x = Scale(0, max([band.stop for band in bands] + [x for x, _ in points]))
+    start = min(x for x, _ in points) if x_axis.logarithmic else 0
+    x = Scale(start, max([band.stop for band in bands] + [x for x, _ in points]), x_axis.logarithmic)
     y = Scale(*(y_range or (min(y for _, y in points), max(y for _, y in points))), logarithmic)
     # Where the axis ends at the data, the outermost points keep clear of its ends.
     margin = 0 if y_range else 8
@@ -110,9 +129,10 @@ def line_chart(
     for tick in y.ticks(4):
         parts.append(f'<line class="grid" x1="0" x2="100%" y1="{down(tick)}" y2="{down(tick)}"/>')
         parts.append(f'<text x="-8" y="{down(tick) + 4}" text-anchor="end">{escape(y_text(tick))}</text>')
-    for tick in x.ticks(4):
-        parts.append(f'<text x="{_across(x(tick))}" y="{height + 18}" text-anchor="middle">{short(tick)}</text>')
-    parts.append(f'<text x="50%" y="{height + 37}" text-anchor="middle">training tokens</text>')
+    for tick in x_axis.ticks or x.ticks(4):
+        text = escape(x_axis.text(tick))
+        parts.append(f'<text x="{_across(x(tick))}" y="{height + 18}" text-anchor="middle">{text}</text>')
+    parts.append(f'<text x="50%" y="{height + 37}" text-anchor="middle">{escape(x_axis.name)}</text>')
     curves, dots = "", ""
     # The first series is drawn last, and so on top.
     for one, found in reversed(list(zip(series, drawn, strict=True))):
@@ -121,7 +141,7 @@ def line_chart(
         # A curve of one point has no length: it is seen by its dot.
         if one.dots or len(found) == 1:
             for a, b in found:
-                hint = f"{one.name}: {y_text(b)} after {short(a)} tokens"
+                hint = f"{one.name}: {y_text(b)} {x_axis.hint.format(x_axis.text(a))}"
                 dots += f'<circle class="dot {one.style}" cx="{_across(x(a))}" cy="{down(b)}" r="4">'
                 dots += f"<title>{escape(hint)}</title></circle>"
     content = "".join(parts) + stretched(curves, height) + dots
@@ -129,9 +149,10 @@ def line_chart(
     return names_and_colours + picture(content, height=height, label=label, above=above)
 
 
-def _drawable(point: Point, logarithmic: bool) -> bool:
-    return all(isinstance(value, int | float) and math.isfinite(value) for value in point) and (
-        point[1] > 0 or not logarithmic
+def _drawable(point: Point, *logarithmic: bool) -> bool:
+    return all(
+        isinstance(value, int | float) and math.isfinite(value) and (value > 0 or not log)
+        for value, log in zip(point, logarithmic, strict=True)
     )
 
 
