@@ -27,6 +27,8 @@ def obstacle(*tensors: Tensor | None) -> str | None:
             continue
         if not x.is_cuda and not (x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
             return f"a tensor is on {x.device}, and Triton's interpreter is off (TRITON_INTERPRET=1)"
+        if x.dtype == torch.bfloat16 and not x.is_cuda:
+            return "Triton's interpreter has no products of bfloat16"  # it multiplies their bits as whole numbers
         if x.dtype not in WIDEST:
             return f"it has no {x.dtype}"
         if x.dim() == 4 and x.shape[-1] > WIDEST[x.dtype]:

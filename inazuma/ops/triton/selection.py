@@ -79,8 +79,8 @@ def keep_best(slab, first, last, indices, chunk_begin, chunk_size, T, S, K, BLOC
     threshold = tl.full([], 0, tl.uint32)
     above = 0  # keys that reach more than the threshold
     if end - begin >= K:  # otherwise all are kept
-        for step in range(0, 16):
-            one = tl.full([], 1, tl.uint32) << (30 - 2 * step).to(tl.uint32)
+        one = tl.full([], 1 << 30, tl.uint32)
+        for _ in range(0, 16):
             reach_1 = tl.zeros([BLOCK], tl.int32)
             reach_2 = tl.zeros([BLOCK], tl.int32)
             reach_3 = tl.zeros([BLOCK], tl.int32)
@@ -102,6 +102,7 @@ def keep_best(slab, first, last, indices, chunk_begin, chunk_size, T, S, K, BLOC
                 above = count_2
             else:
                 above = count_1
+            one = one >> 2
     room = K - above
     kept, ties = 0, 0
     answer = indices + (batch * T + query) * K
