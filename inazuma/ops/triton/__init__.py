@@ -1,11 +1,12 @@
 """The Triton engine for NVIDIA and AMD GPUs: kernels in `attention.py`, `selection.py`, `loss.py` and `pairs.py`, their
-tile sizes in `tiles.py`, and the operators that launch them in `operators.py`.
+tile sizes in `tiles.py`, and the operators that launch them in `operators.py` and `loss_operator.py`.
 
 Triton is imported when an operator first runs, so a machine without it loses nothing.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -13,7 +14,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-OPERATORS = ("dense_attention", "index_loss", "select_tokens", "sparse_attention")
+MODULES = {
+    "dense_attention": "operators",
+    "index_loss": "loss_operator",
+    "select_tokens": "operators",
+    "sparse_attention": "operators",
+}
+"""Where each operator is."""
 WIDEST = {torch.bfloat16: 576, torch.float16: 576, torch.float32: 128}
 """The widest head for each dtype whose tiles fit the smallest GPU (64 KiB of shared memory)."""
 
@@ -39,8 +46,6 @@ def obstacle(*tensors: Tensor | None) -> str | None:
 
 
 def __getattr__(name: str) -> Callable:
-    if name not in OPERATORS:
+    if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from inazuma.ops.triton import operators
-
-    return getattr(operators, name)
+    return getattr(importlib.import_module(f"inazuma.ops.triton.{MODULES[name]}"), name)

@@ -6,8 +6,7 @@ number depends on shapes alone: nothing here waits for the GPU except the check 
 No postponed annotations here: PyTorch reads the operators' signatures.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -16,12 +15,17 @@ from torch import Tensor
 from inazuma.ops.contract import Spans, check_range
 from inazuma.ops.triton import tiles
 from inazuma.ops.triton.attention import attention_backward_keys, attention_backward_queries, attention_forward
-from inazuma.ops.triton.pairs import query_ranges, sum_pairs
+from inazuma.ops.triton.launch import (
+    Chunk,
+    add_pairs,
+    by_rows,
+    chunks,
+    options,
+    pairs_by_key,
+    query_ranges,
+    shared_memory,
+)
 from inazuma.ops.triton.selection import index_scores, keep_best
-
-SLAB_BYTES = 256 << 20
-"""The most that a slab takes, however long the sequence (more only where a single query needs more)."""
-
 
 def select_tokens(index_q: Tensor, index_k: Tensor, index_w: Tensor, k: int, spans: Spans) -> Tensor:
     return _select(index_q, index_k, index_w, k, spans.first.int(), spans.last.int())
@@ -37,68 +41,6 @@ def dense_attention(
     q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float, sink: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     return _attention(q, k, v, sink, None, spans.first.int(), spans.last.int(), scale)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What the operators share
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Chunk(NamedTuple):
-    """Queries `begin <= t < begin + size` of the batch entries `batch`."""
-
-    batch: slice
-    begin: int
-    size: int
-
-
-def chunks(B: int, T: int, bytes_per_query: int) -> Iterator[Chunk]:
-    """All queries, in chunks that take at most `SLAB_BYTES`; several batch entries in one where they fit whole."""
-    together = max(1, SLAB_BYTES // bytes_per_query)
-    entries, size = max(1, together // T), min(T, together)
-    for batch in range(0, B, entries):
-        for begin in range(0, T, size):
-            yield Chunk(slice(batch, min(B, batch + entries)), begin, min(size, T - begin))
-
-
-def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a block may have; in the interpreter, those of the smallest GPU."""
-    if device.type == "cpu":
-        return tiles.SMALLEST_SHARED_MEMORY
-    return triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
-
-
-def _by_rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _launch(tile: tiles.Tiles) -> dict[str, int]:
-    return {"ROWS": tile.rows, "KEYS": tile.keys, "num_warps": tile.warps, "num_stages": tile.stages}
-
-
-def _pairs_by_key(indices: Tensor, S: int) -> tuple[Tensor, Tensor]:
-    """The places in `indices [B,queries,K]` sorted by the key they name, and where each of the B * S keys begins."""
-    B = indices.shape[0]
-    row = S * torch.arange(B, dtype=torch.int32, device=indices.device)[:, None, None]
-    key, order = torch.where(indices < 0, B * S, indices + row).flatten().sort(stable=True)
-    bounds = torch.arange(B * S + 1, dtype=torch.int32, device=indices.device)
-    return order, torch.searchsorted(key, bounds)
-
-
-def _add_pairs(total: Tensor, contributions: Tensor, order: Tensor, starts: Tensor) -> None:
-    """Adds to each key of `total [B,S,...]` the contributions `[pairs,...]` that are its own."""
-    keys = total.shape[0] * total.shape[1]
-    width = total[0, 0].numel()
-    block = min(1024, tiles.power_of_two(width))
-    sum_pairs[keys, triton.cdiv(width, block)](contributions, order, starts, total, width, COLUMNS=block)
-
-
-def _query_ranges(first: Tensor, last: Tensor, begin: int, end: int, S: int, keys: int) -> Tensor:
-    """Which of the queries `begin <= t < end` can see each tile of `keys` keys, int32 `[B,tiles,2]`, half open."""
-    B, T = first.shape
-    ranges = first.new_empty(B, triton.cdiv(S, keys), 2)
-    query_ranges[ranges.shape[1], B](first, last, ranges, begin, end, T, KEYS=keys, QUERIES=1024)
-    return ranges
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,7 +85,7 @@ def score_slab(
 def _select(index_q: Tensor, index_k: Tensor, index_w: Tensor, k: int, first: Tensor, last: Tensor) -> Tensor:
     B, T = index_q.shape[:2]
     S = index_k.shape[1]
-    index_q, index_k, index_w = _alike(index_q, index_k, index_w)
+    index_q, index_k, index_w = alike(index_q, index_k, index_w)
     indices = index_q.new_empty(B, T, k, dtype=torch.int32)
     for chunk in chunks(B, T, 4 * S):
         parts = (x[chunk.batch] for x in (index_q, index_k, index_w, first, last))
@@ -168,10 +110,10 @@ def _(index_q, index_k, index_w, k, first, last):
     return index_q.new_empty(*index_q.shape[:2], k, dtype=torch.int32)
 
 
-def _alike(index_q: Tensor, index_k: Tensor, index_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def alike(index_q: Tensor, index_k: Tensor, index_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Index tensors as the kernels read them: q and k of one dtype, weights in float32."""
     dtype = torch.promote_types(index_q.dtype, index_k.dtype)
-    return _by_rows(index_q.to(dtype)), _by_rows(index_k.to(dtype)), index_w.float().contiguous()
+    return by_rows(index_q.to(dtype)), by_rows(index_k.to(dtype)), index_w.float().contiguous()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -228,7 +170,7 @@ def _attention(
     last: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    q, k, v = _by_rows(q), _by_rows(k), _by_rows(v)
+    q, k, v = by_rows(q), by_rows(k), by_rows(v)
     if indices is not None:
         check_range(indices, k.shape[1])
         indices = indices.contiguous()
@@ -251,7 +193,7 @@ def _attention(
         scale,
         **problem.constants,
         HAS_SINK=sink is not None,
-        **_launch(tile),
+        **options(tile),
     )
     return out, lse
 
@@ -276,7 +218,7 @@ def _attention_backward(
     dlse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k and v, and `delta = rowsum(dout * out) - dlse`, float32 `[B,T,H]`."""
-    q, k, v, dout, dlse = _by_rows(q), _by_rows(k), _by_rows(v), dout.contiguous(), dlse.contiguous()
+    q, k, v, dout, dlse = by_rows(q), by_rows(k), by_rows(v), dout.contiguous(), dlse.contiguous()
     if indices is not None:
         indices = indices.contiguous()
     B, S, G, _ = k.shape
@@ -288,7 +230,7 @@ def _attention_backward(
     tile = tiles.backward_queries_tiles(shared, problem.constants, N, q.element_size())
     tensors = q, k, v, indices, first, last, out, lse, dout, dlse, delta, dq
     attention_backward_queries[_row_tiles(q, k, indices, tile.rows)](
-        *tensors, *problem.strides, *problem.sizes, scale, **problem.constants, **_launch(tile)
+        *tensors, *problem.strides, *problem.sizes, scale, **problem.constants, **options(tile)
     )
 
     tile = tiles.backward_keys_tiles(shared, problem.constants, N, q.element_size())
@@ -300,12 +242,12 @@ def _attention_backward(
         )
         sizes = chunk.begin, chunk.size, *problem.sizes
         attention_backward_keys[grid, G, len(before[0])](
-            *before, ranges, *after, dk, dv, *problem.strides, *sizes, scale, **problem.constants, **_launch(tile)
+            *before, ranges, *after, dk, dv, *problem.strides, *sizes, scale, **problem.constants, **options(tile)
         )
 
     if indices is None:
         dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
-        ranges = _query_ranges(first, last, 0, T, S, tile.keys)
+        ranges = query_ranges(first, last, 0, T, S, tile.keys)
         backward_keys(ranges.shape[1], Chunk(slice(0, B), 0, T), ranges, dk, dv)
         return dq, dk, dv, delta
     sums = [x.new_zeros(x.shape, dtype=torch.float32) for x in (k, v)]
@@ -313,9 +255,9 @@ def _attention_backward(
         part = indices[chunk.batch, chunk.begin : chunk.begin + chunk.size]
         contributions = [x.new_empty(part.numel(), *x.shape[2:]) for x in sums]
         backward_keys(chunk.size * triton.cdiv(K, tile.keys), chunk, None, *contributions)
-        order, starts = _pairs_by_key(part, S)
+        order, starts = pairs_by_key(part, S)
         for x, contribution in zip(sums, contributions, strict=True):
-            _add_pairs(x[chunk.batch], contribution, order, starts)
+            add_pairs(x[chunk.batch], contribution, order, starts)
     return dq, sums[0].to(k.dtype), sums[1].to(v.dtype), delta
 
 

@@ -52,3 +52,18 @@ def backward_keys_tiles(shared, constants, N, size):
 
 def score_tiles(shared, queries, width, size):
     return Tiles(16, 32, 4, 1)
+
+
+def target_tiles(shared, width, size):
+    return Tiles(16, 16, 4, 1)
+
+
+def kept_target_tiles(shared, width, index_width, N, size):
+    return Tiles(16, 16, 4, 1)
+
+
+def index_backward_tiles(shared, width, size):
+    return Tiles(16, 16, 4, 1)
+
+
+ROW_BLOCK = 1024
