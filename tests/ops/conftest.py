@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
-from inazuma.ops import cpu, dispatch, reference
+from inazuma.ops import cpu, dispatch, reference, triton
+from inazuma.ops.dispatch import engine_for
 from tests.ops import cases
 from tests.ops.cases import CHUNKS
 
@@ -26,17 +28,29 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs each test once for each engine: the one that `auto` picks, for inputs of the dtype that suits it."""
     if request.param == "cpu" and cpu.MISSING is not None:
         pytest.skip(cpu.MISSING)
+    if request.param == "triton" and (why := triton.obstacle()) is not None:
+        pytest.skip(why)
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "reference":
             patch.setattr(dispatch, "ENGINES", {"reference": reference})
+        if request.param == "triton":
+            patch.setattr(dispatch, "engine_for", prefer_triton)
         patch.setattr(cases, "current", cases.PRECISION[request.param])
         yield request.param
 
 
+def prefer_triton(*tensors: Tensor | None, engine: str = "auto") -> str:
+    """What `auto` would answer if CPU tensors were on a GPU."""
+    if engine == "auto" and triton.obstacle(*tensors) is None:
+        engine = "triton"
+    return engine_for(*tensors, engine=engine)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The reference's chunk sizes are nothing to another engine: there, such a test runs once."""
+    """The reference's chunk sizes are nothing to another engine: there, such a test runs once. Triton's interpreter
+    is slow: `make test` leaves it what was not written for one case alone."""
     parameters = [getattr(item, "callspec", None) and item.callspec.params for item in items]
-    spare = [x is not None and x.get("engine") == "cpu" and "chunks" in x and x["chunks"] != LAST for x in parameters]
+    spare = [x is not None and x.get("engine") != "reference" and "chunks" in x and x["chunks"] != LAST for x in parameters]
     config.hook.pytest_deselected(items=[item for item, drop in zip(items, spare, strict=True) if drop])
     items[:] = [item for item, drop in zip(items, spare, strict=True) if not drop]
 

@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from inazuma.ops.contract import resolve_spans
-from inazuma.ops.triton import operators
+from inazuma.ops.triton import loss_operator, operators, tiles
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 SHARED_MEMORY = {
@@ -41,10 +41,13 @@ data share of CDNA 3)."""
 WIDTHS = {
     "absorbed": {"H": 128, "G": 1, "Dk": 576, "Dv": 512},
     "absorbed, 8 heads": {"H": 8, "G": 1, "Dk": 576, "Dv": 512},
+    "latent, values apart": {"H": 16, "G": 1, "Dk": 576, "Dv": 512},
+    "wide": {"H": 16, "G": 2, "Dk": 256, "Dv": 256},
     "grouped": {"H": 32, "G": 8, "Dk": 128, "Dv": 128},
     "narrow": {"H": 8, "G": 1, "Dk": 64, "Dv": 64},
 }
-"""Widths of the attention that are compiled for each target, in bfloat16; "narrow" in the other dtypes too."""
+"""Widths of the attention that are compiled for each target, in bfloat16; "narrow" in the other dtypes too. In "absorbed"
+the values are the first columns of the keys."""
 TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -96,21 +99,22 @@ def report(target: GPUTarget, compiled: Any) -> dict[str, int]:
     return {"shared": compiled.metadata.shared, "spilled": stack, "registers": registers, "products": products}
 
 
-def everything(widths: dict[str, int], dtype: torch.dtype) -> None:
+def everything(widths: dict[str, int], dtype: torch.dtype, absorbed: bool) -> None:
     """Launches every kernel, with every flag, on tensors of these widths."""
     H, G, Dk, Dv = widths.values()
     B, T, S, K, heads, width = 1, 32, 256, 64, 64, 128
     q = torch.zeros(B, T, H, Dk, dtype=dtype)
     k = torch.zeros(B, S, G, Dk, dtype=dtype)
-    absorbed = Dv < Dk
-    v = (k[..., :Dv] if absorbed else torch.zeros(B, S, G, Dv, dtype=dtype))
-    q, k = q.requires_grad_(), k.requires_grad_()
+    v = k[..., :Dv] if absorbed else torch.zeros(B, S, G, Dv, dtype=dtype)
+    q.requires_grad_(), k.requires_grad_()
     indices = torch.arange(K, dtype=torch.int32).expand(B, T, K).contiguous()
     spans = resolve_spans(None, None, q, S)
-    index_q = torch.zeros(B, T, heads, width, dtype=dtype)
-    index_k = torch.zeros(B, S, width, dtype=dtype)
-    index_w = torch.zeros(B, T, heads)
-    operators.select_tokens(index_q, index_k, index_w, K, spans)
+    index = (torch.zeros(shape, dtype=dtype) for shape in ((B, T, heads, width), (B, S, width), (B, T, heads)))
+    index_q, index_k, index_w = (x.requires_grad_() for x in index)
+    operators.select_tokens(index_q.detach(), index_k.detach(), index_w.detach(), K, spans)
+    teacher = q.detach(), k.detach(), torch.zeros(B, T, H)
+    loss_operator.index_loss(index_q, index_k, index_w, *teacher, indices, None, 1.0)
+    loss_operator.index_loss(index_q, index_k, index_w, *teacher, None, spans, 1.0)
     for sink in (None, torch.zeros(H)):
         for out, _ in (
             operators.sparse_attention(q, k, v, indices, 1.0, sink),
@@ -132,17 +136,18 @@ def compile_all(name: str) -> list[dict[str, Any]]:
             return
         done.add(key)
         compiled = triton.compile(source, target=target, options=options)
-        tiles = {x: arguments[x] for x in ("ROWS", "KEYS", "QUERIES", "BLOCK", "SPARSE") if x in arguments}
-        record = {"target": name, "kernel": kernel.__name__, "widths": where, **tiles, **options}
+        sizes = {x: arguments[x] for x in ("ROWS", "KEYS", "QUERIES", "BLOCK", "SPARSE") if x in arguments}
+        record = {"target": name, "kernel": kernel.__name__, "widths": where, **sizes, **options}
         records.append(record | report(target, compiled))
 
     JITFunction.run = run
-    operators.shared_memory = lambda device: SHARED_MEMORY[name]
+    limits = tiles.Limits(SHARED_MEMORY[name], target.warp_size)
+    operators.limits = loss_operator.limits = lambda device: limits
     for label, widths in WIDTHS.items():
         for dtype in TYPES if label == "narrow" else [torch.bfloat16]:
             if dtype.is_floating_point:
                 where = f"{label}, {str(dtype)[6:]}"
-                everything(widths, dtype)
+                everything(widths, dtype, absorbed=label.startswith("absorbed"))
     return records
 
 

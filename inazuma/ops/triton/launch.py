@@ -34,11 +34,12 @@ def chunks(B: int, T: int, bytes_per_query: int) -> Iterator[Chunk]:
             yield Chunk(slice(batch, min(B, batch + entries)), begin, min(size, T - begin))
 
 
-def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a block may have; in the interpreter, those of the smallest GPU."""
+def limits(device: torch.device) -> tiles.Limits:
+    """Those of the GPU; in the interpreter, of the smallest."""
     if device.type == "cpu":
-        return tiles.SMALLEST_SHARED_MEMORY
-    return triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
+        return tiles.SMALLEST
+    shared = triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
+    return tiles.Limits(shared, triton.runtime.driver.active.get_current_target().warp_size)
 
 
 def by_rows(x: Tensor) -> Tensor:
@@ -72,5 +73,5 @@ def query_ranges(first: Tensor, last: Tensor, begin: int, end: int, S: int, keys
     """Which of the queries `begin <= t < end` can see each tile of `keys` keys, int32 `[B,tiles,2]`, half open."""
     B, T = first.shape
     ranges = first.new_empty(B, triton.cdiv(S, keys), 2)
-    query_ranges_kernel[ranges.shape[1], B](first, last, ranges, begin, end, T, KEYS=keys, QUERIES=1024)
+    query_ranges_kernel[ranges.shape[1], B](first, last, ranges, begin, end, T, KEYS=keys, QUERIES=tiles.RANGE_BLOCK)
     return ranges

@@ -15,10 +15,10 @@ from inazuma.ops.triton.launch import (
     add_pairs,
     by_rows,
     chunks,
+    limits,
     options,
     pairs_by_key,
     query_ranges,
-    shared_memory,
 )
 from inazuma.ops.triton.loss import (
     index_backward_keys,
@@ -103,14 +103,15 @@ def _slope(
     B, T, I, C = index_q.shape  # noqa: E741  (the design's letter for index heads)
     S, G, Dk = k.shape[1:]
     N = q.shape[2] // G
-    shared, size = shared_memory(q.device), q.element_size()
+    gpu = limits(q.device)
     main, rest = tiles.split(Dk)
+    key = (main + rest) * q.element_size()
     widths = {"DK": Dk, "DK_MAIN": main, "DK_REST": rest}
     strides = (*q.stride()[:3], *k.stride()[:3])
     if indices is None:
         scores = score_slab(index_q, index_k, index_w, first, last, chunk, ordered=False)
         target = torch.empty_like(scores)
-        tile = tiles.target_tiles(shared, Dk, size)
+        tile = tiles.visible_target(gpu, key)
         ends = chunk.begin, chunk.begin + chunk.size
         visible_target[triton.cdiv(S, tile.keys), triton.cdiv(chunk.size, tile.rows), B](
             *(q, k, lse, first, last, target, *strides, *ends, T, S, N, G, scale),
@@ -123,7 +124,7 @@ def _slope(
     else:
         K = indices.shape[-1]
         scores, target = lse.new_empty(2, B, chunk.size, K)
-        tile = tiles.kept_target_tiles(shared, Dk, C, N, size)
+        tile = tiles.kept_target(gpu, key, N)
         kept_scores_and_target[chunk.size * triton.cdiv(K, tile.keys), B](
             *(*index, q, k, lse, indices, scores, target, *index_q.stride()[:3], *index_k.stride()[:2], *strides),
             *(chunk.begin, chunk.size, T, K, N, G, I, scale),
@@ -135,7 +136,7 @@ def _slope(
     loss_of_rows[chunk.size, B](
         *(scores, target, *sets, losses, chunk.begin, chunk.size, T, scores.shape[-1]),
         SPARSE=indices is not None,
-        BLOCK=tiles.ROW_BLOCK,
+        BLOCK=tiles.LOSS_BLOCK,
     )
     return target
 
@@ -155,7 +156,7 @@ def _backward(
     index_q, index_k, _ = index
     B, T, I, C = index_q.shape  # noqa: E741
     S, L = index_k.shape[1], g.shape[-1]
-    tile = tiles.index_backward_tiles(shared_memory(g.device), C, index_q.element_size())
+    tile = tiles.index_backward(I)
     constants = {"C": C, "C_TILE": tiles.power_of_two(C), "SPARSE": indices is not None, **options(tile)}
     sizes = (*index_q.stride()[:3], *index_k.stride()[:2], chunk.begin, chunk.size, T, L, I)
     blocks = chunk.size * triton.cdiv(I, tile.rows) if indices is not None else triton.cdiv(chunk.size * I, tile.rows)

@@ -20,10 +20,10 @@ from inazuma.ops.triton.launch import (
     add_pairs,
     by_rows,
     chunks,
+    limits,
     options,
     pairs_by_key,
     query_ranges,
-    shared_memory,
 )
 from inazuma.ops.triton.selection import index_scores, keep_best
 
@@ -55,7 +55,7 @@ def score_slab(
     T, I, C = index_q.shape[1:]  # noqa: E741  (the design's letter for index heads)
     B, S = index_k.shape[:2]
     slab = index_q.new_empty(B, chunk.size, S, dtype=torch.int32 if ordered else torch.float32)
-    tile = tiles.score_tiles(shared_memory(index_q.device), chunk.size, C, index_q.element_size())
+    tile = tiles.scores(limits(index_q.device), chunk.size)
     index_scores[triton.cdiv(S, tile.keys), triton.cdiv(chunk.size, tile.rows), B](
         index_q,
         index_k,
@@ -121,34 +121,33 @@ def alike(index_q: Tensor, index_k: Tensor, index_w: Tensor) -> tuple[Tensor, Te
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def attention_constants(q: Tensor, k: Tensor, v: Tensor, indices: Tensor | None) -> dict[str, int | bool]:
-    """The kernels' compile-time constants, but for their tiles."""
-    main, rest = tiles.split(q.shape[-1])
-    absorbed = v.data_ptr() == k.data_ptr() and v.stride() == k.stride() and v.shape[-1] == main
-    return {
-        "DK": q.shape[-1],
-        "DK_MAIN": main,
-        "DK_REST": rest,
-        "DV": v.shape[-1],
-        "DV_TILE": tiles.power_of_two(v.shape[-1]),
-        "VALUES_IN_KEYS": absorbed,
-        "SPARSE": indices is not None,
-    }
-
-
 class Problem(NamedTuple):
-    """Attention's arguments as every kernel takes them."""
+    """Attention's arguments as every kernel takes them, and its widths in bytes, which decide on tiles."""
 
     strides: tuple[int, ...]
     sizes: tuple[int, ...]
     constants: dict[str, int | bool]
+    widths: tiles.Widths
 
 
 def _attention_problem(q: Tensor, k: Tensor, v: Tensor, indices: Tensor | None) -> Problem:
     T, S, N = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     K = 0 if indices is None else indices.shape[-1]
-    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-    return Problem(strides, (T, S, K, N), attention_constants(q, k, v, indices))
+    Dk, Dv = k.shape[-1], v.shape[-1]
+    main, rest = tiles.split(Dk)
+    absorbed = v.data_ptr() == k.data_ptr() and v.stride() == k.stride() and Dv == main
+    constants = {
+        "DK": Dk,
+        "DK_MAIN": main,
+        "DK_REST": rest,
+        "DV": Dv,
+        "DV_TILE": tiles.power_of_two(Dv),
+        "VALUES_IN_KEYS": absorbed,
+        "SPARSE": indices is not None,
+    }
+    size = q.element_size()
+    widths = tiles.Widths((main + rest) * size, 0 if absorbed else constants["DV_TILE"] * size, N)
+    return Problem((*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]), (T, S, K, N), constants, widths)
 
 
 def _row_tiles(q: Tensor, k: Tensor, indices: Tensor | None, rows: int) -> tuple[int, int, int]:
@@ -177,7 +176,7 @@ def _attention(
     out = q.new_empty(*q.shape[:3], v.shape[-1])
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     problem = _attention_problem(q, k, v, indices)
-    tile = tiles.forward_tiles(shared_memory(q.device), problem.constants, problem.sizes[-1], q.element_size())
+    tile = tiles.forward(limits(q.device), problem.widths, indices is not None)
     attention_forward[_row_tiles(q, k, indices, tile.rows)](
         q,
         k,
@@ -223,17 +222,17 @@ def _attention_backward(
         indices = indices.contiguous()
     B, S, G, _ = k.shape
     problem = _attention_problem(q, k, v, indices)
-    T, _, K, N = problem.sizes
-    shared = shared_memory(q.device)
+    T, _, K, _ = problem.sizes
+    gpu = limits(q.device)
 
     dq, delta = q.new_empty(q.shape), torch.empty_like(lse)
-    tile = tiles.backward_queries_tiles(shared, problem.constants, N, q.element_size())
+    tile = tiles.backward_queries(gpu, problem.widths, indices is not None)
     tensors = q, k, v, indices, first, last, out, lse, dout, dlse, delta, dq
     attention_backward_queries[_row_tiles(q, k, indices, tile.rows)](
         *tensors, *problem.strides, *problem.sizes, scale, **problem.constants, **options(tile)
     )
 
-    tile = tiles.backward_keys_tiles(shared, problem.constants, N, q.element_size())
+    tile = tiles.backward_keys(gpu, problem.widths)
 
     def backward_keys(grid: int, chunk: Chunk, ranges: Tensor | None, dk: Tensor, dv: Tensor) -> None:
         before, after = (
