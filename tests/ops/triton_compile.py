@@ -25,19 +25,9 @@ from triton.runtime.jit import JITFunction
 
 from inazuma.ops.contract import resolve_spans
 from inazuma.ops.triton import loss_operator, operators, tiles
+from tests.ops.test_triton_compile import SHARED_MEMORY
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-SHARED_MEMORY = {
-    "sm_80": 166_912,
-    "sm_86": 101_376,
-    "sm_89": 101_376,
-    "sm_90": 232_448,
-    "sm_100": 232_448,
-    "sm_120": 101_376,
-    "gfx942": 65_536,
-}
-"""Bytes that a block may have (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; the local
-data share of CDNA 3)."""
 WIDTHS = {
     "absorbed": {"H": 128, "G": 1, "Dk": 576, "Dv": 512},
     "absorbed, 8 heads": {"H": 8, "G": 1, "Dk": 576, "Dv": 512},
@@ -46,7 +36,7 @@ WIDTHS = {
     "grouped": {"H": 32, "G": 8, "Dk": 128, "Dv": 128},
     "narrow": {"H": 8, "G": 1, "Dk": 64, "Dv": 64},
 }
-"""Widths of the attention that are compiled for each target, in bfloat16; "narrow" in the other dtypes too. In "absorbed"
+"""Widths of the attention that are compiled for each target, in bfloat16; the last two in the other dtypes too. In "absorbed"
 the values are the first columns of the keys."""
 TYPES = {
     torch.bfloat16: "*bf16",
@@ -102,7 +92,7 @@ def report(target: GPUTarget, compiled: Any) -> dict[str, int]:
 def everything(widths: dict[str, int], dtype: torch.dtype, absorbed: bool) -> None:
     """Launches every kernel, with every flag, on tensors of these widths."""
     H, G, Dk, Dv = widths.values()
-    B, T, S, K, heads, width = 1, 32, 256, 64, 64, 128
+    B, T, S, K, heads, width = 1, 128, 256, 64, 64, 128
     q = torch.zeros(B, T, H, Dk, dtype=dtype)
     k = torch.zeros(B, S, G, Dk, dtype=dtype)
     v = k[..., :Dv] if absorbed else torch.zeros(B, S, G, Dv, dtype=dtype)
@@ -144,7 +134,7 @@ def compile_all(name: str) -> list[dict[str, Any]]:
     limits = tiles.Limits(SHARED_MEMORY[name], target.warp_size)
     operators.limits = loss_operator.limits = lambda device: limits
     for label, widths in WIDTHS.items():
-        for dtype in TYPES if label == "narrow" else [torch.bfloat16]:
+        for dtype in TYPES if label in ("grouped", "narrow") else [torch.bfloat16]:
             if dtype.is_floating_point:
                 where = f"{label}, {str(dtype)[6:]}"
                 everything(widths, dtype, absorbed=label.startswith("absorbed"))

@@ -9,14 +9,11 @@ r // N, head r % N, with N = H / G heads to the group.
 
 A head's width is cut in two (`tiles.split`), for a tile's sides must be powers of two: 576 = 512 + 64. With VALUES_IN_KEYS the
 values are the first columns of the keys, as in absorbed multi-head latent attention, and are not loaded twice.
-Softmaxes are taken to base 2; `lse` is a natural logarithm. Letters as in `contract.py`.
+Letters as in `contract.py`.
 """
 
 import triton
 import triton.language as tl
-
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -115,7 +112,7 @@ def attention_forward(
     else:
         begin, end, low, high = spans_of_rows(first, last, batch, query, exists, T, S)
     if HAS_SINK:  # one more key, whose logit is the sink and whose value is zero
-        largest = tl.load(sink + head, mask=exists, other=0.0).to(tl.float32) * LOG2E
+        largest = tl.load(sink + head, mask=exists, other=0.0).to(tl.float32)
         total = tl.full([ROWS], 1.0, tl.float32)
     else:
         largest = tl.full([ROWS], float("-inf"), tl.float32)
@@ -136,11 +133,11 @@ def attention_forward(
         if DK_REST > 0:
             k_rest = columns(k, k_offsets, read, DK_MAIN, DK_REST, DK)
             scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision="ieee")
-        scores = tl.where(seen, scores * (scale * LOG2E), float("-inf"))
+        scores = tl.where(seen, scores * scale, float("-inf"))
         above = tl.maximum(largest, tl.max(scores, 1))
         base = tl.where(above == float("-inf"), 0.0, above)  # a row that has seen no key yet
-        weights = tl.exp2(scores - base[:, None])
-        shrink = tl.exp2(largest - base)
+        weights = tl.exp(scores - base[:, None])
+        shrink = tl.exp(largest - base)
         total = total * shrink + tl.sum(weights, 1)
         if VALUES_IN_KEYS:
             values = k_main
@@ -152,7 +149,7 @@ def attention_forward(
     row = (batch * T + query) * heads + head
     some = total > 0
     put_columns(out, row * DV, exists, mix / tl.where(some, total, 1.0)[:, None], 0, DV_TILE, DV)
-    logarithm = (largest + tl.log2(tl.where(some, total, 1.0))) * LN2
+    logarithm = largest + tl.log(tl.where(some, total, 1.0))
     tl.store(lse + row, tl.where(some, logarithm, float("-inf")), mask=exists)
 
 
@@ -214,7 +211,7 @@ def attention_backward_queries(
     drop = tl.sum(slope.to(tl.float32) * mix.to(tl.float32), 1) - tl.load(dlse + row, mask=exists, other=0.0)
     tl.store(delta + row, drop, mask=exists)
     base = tl.load(lse + row, mask=exists, other=0.0)
-    base = tl.where(base == float("-inf"), 0.0, base) * LOG2E  # no key is seen there
+    base = tl.where(base == float("-inf"), 0.0, base)  # no key is seen there
     if SPARSE:
         low, high = 0, K
         chosen = indices + (batch * T + tile // tl.cdiv(N, ROWS)) * K
@@ -241,7 +238,7 @@ def attention_backward_queries(
             v_offsets = batch * v_batch + key.to(tl.int64) * v_row + group * v_group
             values = columns(v, v_offsets, read, 0, DV_TILE, DV)
         dweights = tl.dot(slope, tl.trans(values), input_precision="ieee")
-        weights = tl.exp2(tl.where(seen, scores * (scale * LOG2E) - base[:, None], float("-inf")))
+        weights = tl.exp(tl.where(seen, scores * scale - base[:, None], float("-inf")))
         dscores = (weights * (dweights - drop[:, None])).to(k_main.dtype)
         dq_main = tl.dot(dscores, k_main, dq_main, input_precision="ieee")
         if DK_REST > 0:
@@ -339,14 +336,14 @@ def attention_backward_keys(
         q_offsets = batch * q_batch + query.to(tl.int64) * q_row + head * q_head
         place_of_row = (batch * T + query) * heads + head
         base = tl.load(lse + place_of_row, mask=exists, other=0.0)
-        base = tl.where(base == float("-inf"), 0.0, base) * LOG2E
+        base = tl.where(base == float("-inf"), 0.0, base)
         drop = tl.load(delta + place_of_row, mask=exists, other=0.0)
         q_main = columns(q, q_offsets, exists, 0, DK_MAIN, DK)
         scores = tl.dot(k_main, tl.trans(q_main), input_precision="ieee")
         if DK_REST > 0:
             q_rest = columns(q, q_offsets, exists, DK_MAIN, DK_REST, DK)
             scores = tl.dot(k_rest, tl.trans(q_rest), scores, input_precision="ieee")
-        weights = tl.exp2(tl.where(seen, scores * (scale * LOG2E) - base[None, :], float("-inf")))
+        weights = tl.exp(tl.where(seen, scores * scale - base[None, :], float("-inf")))
         slope = columns(dout, place_of_row * DV, exists, 0, DV_TILE, DV)
         dvalues = tl.dot(weights.to(slope.dtype), slope, dvalues, input_precision="ieee")
         dweights = tl.dot(values, tl.trans(slope), input_precision="ieee")

@@ -13,7 +13,7 @@ with a[t,i,s] = q[t,i] . k[s]. A *row* is an index head of a query, as in `atten
 import triton
 import triton.language as tl
 
-from inazuma.ops.triton.attention import LOG2E, columns, put_columns, rows_of_tile, spans_of_rows
+from inazuma.ops.triton.attention import columns, put_columns, rows_of_tile, spans_of_rows
 
 
 @triton.jit
@@ -79,9 +79,9 @@ def kept_scores_and_target(
             if DK_REST > 0:
                 q_rest = columns(q, q_offsets, exists, DK_MAIN, DK_REST, DK)
                 logits = tl.dot(q_rest, tl.trans(k_rest), logits, input_precision="ieee")
-            base = tl.load(lse + row * (G * N) + head, mask=exists, other=float("inf")) * LOG2E
-            logits = logits * (scale * LOG2E) - base[:, None]
-            mass += tl.sum(tl.exp2(tl.where(read[None, :], logits, float("-inf"))), 0)
+            base = tl.load(lse + row * (G * N) + head, mask=exists, other=float("inf"))
+            logits = logits * scale - base[:, None]
+            mass += tl.sum(tl.exp(tl.where(read[None, :], logits, float("-inf"))), 0)
     tl.store(target + slab_offsets, mass / (G * N), mask=read)
 
     index_keys = columns(index_k, batch * ik_batch + key.to(tl.int64) * ik_row, read, 0, C_TILE, C)
@@ -144,9 +144,9 @@ def visible_target(
                 if DK_REST > 0:
                     q_rest = columns(q, q_offsets, exists, DK_MAIN, DK_REST, DK)
                     logits = tl.dot(q_rest, tl.trans(k_rest), logits, input_precision="ieee")
-                base = tl.load(lse + (batch * T + query) * (G * N) + head, mask=exists, other=0.0) * LOG2E
-                logits = logits * (scale * LOG2E) - base[:, None]
-                mass += tl.exp2(tl.where(seen, logits, float("-inf")))
+                base = tl.load(lse + (batch * T + query) * (G * N) + head, mask=exists, other=0.0)
+                logits = logits * scale - base[:, None]
+                mass += tl.exp(tl.where(seen, logits, float("-inf")))
         place = (batch * (chunk_end - chunk_begin) + query - chunk_begin) * S
         tl.store(target + place[:, None] + key[None, :], mass / (G * N), mask=seen)
 

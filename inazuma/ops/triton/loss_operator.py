@@ -105,13 +105,14 @@ def _slope(
     N = q.shape[2] // G
     gpu = limits(q.device)
     main, rest = tiles.split(Dk)
-    key = (main + rest) * q.element_size()
+    exact = torch.float32 in (q.dtype, index_q.dtype)
+    width = tiles.Widths(Dk, 0, N, exact)
     widths = {"DK": Dk, "DK_MAIN": main, "DK_REST": rest}
     strides = (*q.stride()[:3], *k.stride()[:3])
     if indices is None:
         scores = score_slab(index_q, index_k, index_w, first, last, chunk, ordered=False)
         target = torch.empty_like(scores)
-        tile = tiles.visible_target(gpu, key)
+        tile = tiles.visible_target(gpu, width)
         ends = chunk.begin, chunk.begin + chunk.size
         visible_target[triton.cdiv(S, tile.keys), triton.cdiv(chunk.size, tile.rows), B](
             *(q, k, lse, first, last, target, *strides, *ends, T, S, N, G, scale),
@@ -124,7 +125,7 @@ def _slope(
     else:
         K = indices.shape[-1]
         scores, target = lse.new_empty(2, B, chunk.size, K)
-        tile = tiles.kept_target(gpu, key, N)
+        tile = tiles.kept_target(gpu, width)
         kept_scores_and_target[chunk.size * triton.cdiv(K, tile.keys), B](
             *(*index, q, k, lse, indices, scores, target, *index_q.stride()[:3], *index_k.stride()[:2], *strides),
             *(chunk.begin, chunk.size, T, K, N, G, I, scale),
@@ -156,7 +157,7 @@ def _backward(
     index_q, index_k, _ = index
     B, T, I, C = index_q.shape  # noqa: E741
     S, L = index_k.shape[1], g.shape[-1]
-    tile = tiles.index_backward(I)
+    tile = tiles.index_backward(I, index_q.dtype == torch.float32)
     constants = {"C": C, "C_TILE": tiles.power_of_two(C), "SPARSE": indices is not None, **options(tile)}
     sizes = (*index_q.stride()[:3], *index_k.stride()[:2], chunk.begin, chunk.size, T, L, I)
     blocks = chunk.size * triton.cdiv(I, tile.rows) if indices is not None else triton.cdiv(chunk.size * I, tile.rows)

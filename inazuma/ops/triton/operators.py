@@ -55,7 +55,7 @@ def score_slab(
     T, I, C = index_q.shape[1:]  # noqa: E741  (the design's letter for index heads)
     B, S = index_k.shape[:2]
     slab = index_q.new_empty(B, chunk.size, S, dtype=torch.int32 if ordered else torch.float32)
-    tile = tiles.scores(limits(index_q.device), chunk.size)
+    tile = tiles.scores(limits(index_q.device), chunk.size, index_q.dtype == torch.float32)
     index_scores[triton.cdiv(S, tile.keys), triton.cdiv(chunk.size, tile.rows), B](
         index_q,
         index_k,
@@ -122,7 +122,7 @@ def alike(index_q: Tensor, index_k: Tensor, index_w: Tensor) -> tuple[Tensor, Te
 
 
 class Problem(NamedTuple):
-    """Attention's arguments as every kernel takes them, and its widths in bytes, which decide on tiles."""
+    """Attention's arguments as every kernel takes them, and what decides on tiles."""
 
     strides: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -145,8 +145,7 @@ def _attention_problem(q: Tensor, k: Tensor, v: Tensor, indices: Tensor | None) 
         "VALUES_IN_KEYS": absorbed,
         "SPARSE": indices is not None,
     }
-    size = q.element_size()
-    widths = tiles.Widths((main + rest) * size, 0 if absorbed else constants["DV_TILE"] * size, N)
+    widths = tiles.Widths(Dk, 0 if absorbed else Dv, N, q.dtype == torch.float32)
     return Problem((*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]), (T, S, K, N), constants, widths)
 
 

@@ -39,17 +39,17 @@ SMALLEST = Limits(65_536, 64)
 
 
 class Widths(NamedTuple):
-    """Of an attention: how many bytes a key takes, how many a value if it is not the key's beginning (else 0), and how
-    many query heads a key-value head has."""
+    """Of an attention: columns of a key, and of a value if it is not the key's beginning (else 0); how many query heads
+    a key-value head has; and whether all is in float32."""
 
     key: int
     value: int
     heads: int
+    exact: bool
 
     @property
     def narrow(self) -> bool:
-        """Up to 128 columns of bfloat16."""
-        return max(self.key, self.value) <= 256
+        return max(self.key, self.value) <= 128
 
     @property
     def apart(self) -> bool:
@@ -64,6 +64,10 @@ class Tiles(NamedTuple):
     keys: int
     warps: int
     stages: int
+
+
+EXACT = Tiles(32, 32, 4, 1)
+"""For float32, whose products NVIDIA's tensor cores do not do: all of a tile's factors pass through registers."""
 
 
 def power_of_two(n: int) -> int:
@@ -86,7 +90,9 @@ def at_most(tile: Tiles, rows: int) -> Tiles:
 
 
 def forward(gpu: Limits, widths: Widths, sparse: bool) -> Tiles:
-    if widths.narrow:
+    if widths.exact:
+        tile = EXACT
+    elif widths.narrow:
         tile = Tiles(64, 64, 8, 2)
     elif widths.apart:
         tile = Tiles(16, 16, 4, 1)
@@ -102,7 +108,9 @@ def forward(gpu: Limits, widths: Widths, sparse: bool) -> Tiles:
 
 
 def backward_queries(gpu: Limits, widths: Widths, sparse: bool) -> Tiles:
-    if widths.narrow:
+    if widths.exact:
+        tile = EXACT
+    elif widths.narrow:
         tile = Tiles(64, 32, 8, 1)
     elif widths.apart:
         tile = Tiles(16, 16, 4, 1)
@@ -114,25 +122,31 @@ def backward_queries(gpu: Limits, widths: Widths, sparse: bool) -> Tiles:
 
 
 def backward_keys(gpu: Limits, widths: Widths) -> Tiles:
+    if widths.exact:
+        return EXACT
     if widths.narrow:
         return Tiles(32, 64, 8, 1)
     return Tiles(16, 16, 4 if gpu.warp == 64 else 8, 1)
 
 
-def visible_target(gpu: Limits, key: int) -> Tiles:
-    """`key` is a key's bytes; rows are queries."""
-    return Tiles(64, 64, 8, 1) if key <= 256 or gpu.roomy else Tiles(32, 32, 4, 1)
+def visible_target(gpu: Limits, widths: Widths) -> Tiles:
+    """Rows are queries."""
+    if widths.exact:
+        return EXACT
+    return Tiles(64, 64, 8, 1) if widths.narrow or gpu.roomy else Tiles(32, 32, 4, 1)
 
 
-def kept_target(gpu: Limits, key: int, heads: int) -> Tiles:
+def kept_target(gpu: Limits, widths: Widths) -> Tiles:
     """Rows are heads, of the attention and then of the indexer."""
-    return at_most(visible_target(gpu, key), heads)
+    return at_most(visible_target(gpu, widths), widths.heads)
 
 
-def scores(gpu: Limits, queries: int) -> Tiles:
+def scores(gpu: Limits, queries: int, exact: bool) -> Tiles:
     """Rows are queries; where there are few, as in decoding, the tile is."""
+    if exact or queries <= 32:
+        return at_most(Tiles(32, 64, 4, 1), queries)
     return at_most(Tiles(128 if gpu.warp == 64 else 64, 128, 8, 2), queries)
 
 
-def index_backward(heads: int) -> Tiles:
-    return at_most(Tiles(64, 64, 4, 1), heads)
+def index_backward(heads: int, exact: bool) -> Tiles:
+    return at_most(EXACT if exact else Tiles(64, 64, 4, 1), heads)

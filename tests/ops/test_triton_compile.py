@@ -1,0 +1,74 @@
+"""Every kernel the Triton engine launches compiles for every GPU it is meant for, without that GPU: it fits the shared
+memory, keeps its sums in registers and multiplies on tensor cores. One GPU of each maker is compiled for by `make test`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+SHARED_MEMORY = {
+    "gfx942": 65_536,
+    "sm_86": 101_376,
+    "sm_80": 166_912,
+    "sm_89": 101_376,
+    "sm_90": 232_448,
+    "sm_100": 232_448,
+    "sm_120": 101_376,
+}
+"""Bytes that a block may have (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; the local
+data share of CDNA 3)."""
+SPILLED = 128
+"""Bytes a thread may spill. The dK/dV kernel of absorbed attention spills up to 96, once and not in its loop: it holds a
+tile of keys 576 wide and two sums as wide."""
+WITHOUT_PRODUCTS = {"keep_best", "loss_of_rows", "query_ranges", "sum_pairs"}
+KERNELS = WITHOUT_PRODUCTS | {
+    "attention_backward_keys",
+    "attention_backward_queries",
+    "attention_forward",
+    "index_backward_keys",
+    "index_backward_queries",
+    "index_scores",
+    "kept_scores_and_target",
+    "visible_target",
+}
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engine() -> None:
+    """These tests name their engine themselves."""
+
+
+def compiled_for(target: str) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "tests.ops.triton_compile", target]
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(
+    "target", [pytest.param(name, marks=[] if name == "sm_86" else pytest.mark.slow) for name in SHARED_MEMORY]
+)
+def test_every_kernel_fits_the_gpu(target: str) -> None:
+    records = compiled_for(target)
+    assert {record["kernel"] for record in records} == KERNELS
+    problems = []
+    for record in records:
+        # NVIDIA's tensor cores have no float32 products.
+        tensor_cores = record["kernel"] not in WITHOUT_PRODUCTS and "float32" not in record["widths"]
+        if record["shared"] > SHARED_MEMORY[target]:
+            problems.append(f"too much shared memory: {record}")
+        if record["spilled"] > SPILLED:
+            problems.append(f"spills: {record}")
+        if tensor_cores and record["products"] == 0:
+            problems.append(f"no tensor cores: {record}")
+    assert not problems, "\n".join(problems)
