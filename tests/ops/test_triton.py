@@ -73,7 +73,13 @@ else:
 
 
 def test_importing_the_operators_does_not_import_triton() -> None:
-    program = "import sys, torch; before = 'triton' in sys.modules; import inazuma.ops as _; assert ('triton' in sys.modules) == before"
+    program = """
+import sys
+import torch
+before = "triton" in sys.modules
+import inazuma.ops
+assert ("triton" in sys.modules) == before
+"""
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

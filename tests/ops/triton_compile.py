@@ -1,5 +1,5 @@
 """Compiles every kernel that the Triton engine's operators launch, for GPUs that are not there, and prints what the
-compilers say of each as JSON: `python -m tests.ops.triton_compile sm_86 gfx942`.
+compilers say of each as JSON: `python -m tests.ops.triton_compile sm_86`, or only `... sm_86 absorbed narrow`.
 
 The operators run as they are, on small tensors, but a launch compiles instead of running. What is compiled is thus
 what a GPU would get: the same constants, dtypes, divisibility and tile sizes. A process of its own, because the
@@ -36,8 +36,8 @@ WIDTHS = {
     "grouped": {"H": 32, "G": 8, "Dk": 128, "Dv": 128},
     "narrow": {"H": 8, "G": 1, "Dk": 64, "Dv": 64},
 }
-"""Widths of the attention that are compiled for each target, in bfloat16; the last two in the other dtypes too. In "absorbed"
-the values are the first columns of the keys."""
+"""Widths of the attention that are compiled for each target, in bfloat16; the last two in the other dtypes too. In
+"absorbed" the values are the first columns of the keys."""
 TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -113,8 +113,11 @@ def everything(widths: dict[str, int], dtype: torch.dtype, absorbed: bool) -> No
             out.sum().backward()
 
 
-def compile_all(name: str) -> list[dict[str, Any]]:
-    """One record for each kernel and set of constants that the operators would launch on GPU `name`."""
+def compile_all(name: str, chosen: list[str]) -> list[dict[str, Any]]:
+    """One record for each kernel and set of constants that the operators would launch on GPU `name`.
+
+    `chosen`: the entries of `WIDTHS` to compile for.
+    """
     target, records, done = target_of(name), [], set()
     where = ""
 
@@ -133,13 +136,13 @@ def compile_all(name: str) -> list[dict[str, Any]]:
     JITFunction.run = run
     limits = tiles.Limits(SHARED_MEMORY[name], target.warp_size)
     operators.limits = loss_operator.limits = lambda device: limits
-    for label, widths in WIDTHS.items():
+    for label in chosen:
         for dtype in TYPES if label in ("grouped", "narrow") else [torch.bfloat16]:
             if dtype.is_floating_point:
                 where = f"{label}, {str(dtype)[6:]}"
-                everything(widths, dtype, absorbed=label.startswith("absorbed"))
+                everything(WIDTHS[label], dtype, absorbed=label.startswith("absorbed"))
     return records
 
 
 if __name__ == "__main__":
-    print(json.dumps([record for name in sys.argv[1:] for record in compile_all(name)]))
+    print(json.dumps(compile_all(sys.argv[1], sys.argv[2:] or list(WIDTHS))))

@@ -27,6 +27,7 @@ from inazuma.ops.triton.launch import (
 )
 from inazuma.ops.triton.selection import index_scores, keep_best
 
+
 def select_tokens(index_q: Tensor, index_k: Tensor, index_w: Tensor, k: int, spans: Spans) -> Tensor:
     return _select(index_q, index_k, index_w, k, spans.first.int(), spans.last.int())
 
