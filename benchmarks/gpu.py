@@ -1,9 +1,9 @@
 """The Triton engine on a GPU: `python benchmarks/gpu.py`.
 
-Checks every kernel against the float64 definition, in float32, float16 and bfloat16, then times it at the sizes of large
-models and, forward and backward, beside PyTorch's `scaled_dot_product_attention`. The record, with the machine, the
-versions and every raw time, goes to `benchmarks/results/gpu.json`. Measurements that would begin after `LIMIT` seconds
-are listed as left out; a check that fails ends the run without a record.
+Checks every kernel against the float64 definition, in float32, float16 and bfloat16, then times it at the sizes of
+large models and, forward and backward, beside PyTorch's `scaled_dot_product_attention`. The record, with the machine,
+the versions and every raw time, goes to `benchmarks/results/gpu.json`. Measurements that would begin after `LIMIT`
+seconds are listed as left out; a check that fails ends the run without a record.
 """
 
 from __future__ import annotations
@@ -205,6 +205,7 @@ def main() -> None:
         medians = ", ".join(f"{name} {1e3 * statistics.median(values):.2f} ms" for name, values in times.items())
         print(measure.__name__, *(f"{name}={value}" for name, value in sizes.items()), medians, flush=True)
     record["elapsed"] = time.perf_counter() - started
+    arguments.out.parent.mkdir(exist_ok=True)
     write_json(arguments.out, record)
 
 

@@ -1,6 +1,6 @@
 """Every kernel the Triton engine launches compiles for every GPU it is meant for, without that GPU: it fits the shared
-memory, keeps its sums in registers and multiplies on tensor cores. `make test` compiles for one GPU, `make test-all` for
-all of them.
+memory, keeps its sums in registers and multiplies on tensor cores. `make test` compiles for one GPU, `make test-all`
+for all.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ SHARED_MEMORY = {
 """Bytes that a block may have (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; the local
 data share of CDNA 3)."""
 SPILLED = 128
-"""Bytes a thread may spill. The dK/dV kernel of absorbed attention does: it holds a tile of keys 576 wide and two sums as
-wide."""
+"""Bytes a thread may spill. The dK/dV kernel of absorbed attention does: it holds keys 576 wide and two sums as wide."""
 WITHOUT_PRODUCTS = {"keep_best", "loss_of_rows", "query_ranges", "sum_pairs"}
 KERNELS = WITHOUT_PRODUCTS | {
     "attention_backward_keys",

@@ -7,8 +7,9 @@ r // N, head r % N, with N = H / G heads to the group.
     otherwise  rows of neighbouring queries lie packed in one tile, and it reads every key from the lowest `first` to
                the highest `last` among them
 
-A head's width is cut in two (`tiles.split`), for a tile's sides must be powers of two: 576 = 512 + 64. With VALUES_IN_KEYS the
-values are the first columns of the keys, as in absorbed multi-head latent attention, and are not loaded twice.
+A head's width is cut in two (`tiles.split`), for a tile's sides must be powers of two: 576 = 512 + 64. With
+VALUES_IN_KEYS the values are the first columns of the keys, as in absorbed multi-head latent attention, and are not
+loaded twice.
 Letters as in `contract.py`.
 """
 
@@ -290,9 +291,9 @@ def attention_backward_keys(
 ):
     """Grid (tiles of keys, G, B): what the rows that read a tile's keys owe to its `dk` and `dv`.
 
-    SPARSE: tiles are of the pairs (query, kept key) of the `chunk_size` queries from `chunk_begin` on, and `dk
-    [pairs,G,Dk]`, `dv [pairs,G,Dv]` hold what each pair contributes, for `sum_pairs`. Otherwise tiles are of the S keys,
-    `ranges [B,tiles,2]` says which queries can see them, and `dk [B,S,G,Dk]`, `dv [B,S,G,Dv]` are the gradients.
+    SPARSE: tiles are of the pairs (query, kept key) of the `chunk_size` queries from `chunk_begin` on, and
+    `dk [pairs,G,Dk]`, `dv [pairs,G,Dv]` hold what each pair contributes, for `sum_pairs`. Otherwise tiles are of the S
+    keys, `ranges [B,tiles,2]` says which queries can see them, and `dk [B,S,G,Dk]`, `dv [B,S,G,Dv]` are the gradients.
     """
     tile, group, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     groups = tl.num_programs(1)

@@ -66,7 +66,7 @@ class Tiles(NamedTuple):
     stages: int
 
 
-EXACT = Tiles(32, 32, 4, 1)
+EXACT = Tiles(16, 16, 8, 1)
 """For float32, whose products NVIDIA's tensor cores do not do: all of a tile's factors pass through registers."""
 
 
@@ -84,8 +84,10 @@ def split(width: int) -> tuple[int, int]:
 
 
 def at_most(tile: Tiles, rows: int) -> Tiles:
-    """The tile cut to a power of two that covers `rows`; 16 rows keep 4 warps busy."""
-    rows = min(tile.rows, power_of_two(rows))
+    """The tile cut to a power of two that covers `rows`; where that leaves 16, they keep 4 warps busy."""
+    rows = power_of_two(rows)
+    if rows >= tile.rows:
+        return tile
     return tile._replace(rows=rows, warps=4 if rows == SMALLEST_SIDE else tile.warps)
 
 
@@ -103,7 +105,7 @@ def forward(gpu: Limits, widths: Widths, sparse: bool) -> Tiles:
     elif gpu.shared < 227 << 10:
         tile = Tiles(64 if sparse else 32, 32, 8, 2)
     else:
-        tile = Tiles(64, 64, 8, 2)
+        tile = Tiles(64, 64 if sparse else 32, 8, 2)
     return at_most(tile, widths.heads) if sparse else tile
 
 
@@ -143,7 +145,9 @@ def kept_target(gpu: Limits, widths: Widths) -> Tiles:
 
 def scores(gpu: Limits, queries: int, exact: bool) -> Tiles:
     """Rows are queries; where there are few, as in decoding, the tile is."""
-    if exact or queries <= 32:
+    if exact:
+        return EXACT
+    if queries <= 32:
         return at_most(Tiles(32, 64, 4, 1), queries)
     return at_most(Tiles(128 if gpu.warp == 64 else 64, 128, 8, 2), queries)
 
