@@ -26,7 +26,7 @@ SHARED_MEMORY = {
 """Bytes that a block may have (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; the local
 data share of CDNA 3)."""
 SPILLED = 128
-"""Bytes a thread may spill. The dK/dV kernel of absorbed attention does: it holds keys 576 wide and two sums as wide."""
+"""Bytes a thread may spill. The dK/dV kernel of absorbed attention does: it holds keys 576 wide and two such sums."""
 WITHOUT_PRODUCTS = {"keep_best", "loss_of_rows", "query_ranges", "sum_pairs"}
 KERNELS = WITHOUT_PRODUCTS | {
     "attention_backward_keys",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,18 @@ def chunks(B: int, T: int, bytes_per_query: int) -> Iterator[Chunk]:
             yield Chunk(slice(batch, min(B, batch + entries)), begin, min(size, T - begin))
 
 
+def on_its_gpu(operator: Callable) -> Callable:
+    """Runs `operator` with its first tensor's GPU as the current one: that is where Triton launches kernels."""
+
+    @functools.wraps(operator)
+    def run(x: Tensor, *arguments):
+        with torch.cuda.device_of(x):
+            return operator(x, *arguments)
+
+    return run
+
+
+@functools.cache
 def limits(device: torch.device) -> tiles.Limits:
     """Those of the GPU; in the interpreter, of the smallest."""
     if device.type == "cpu":

@@ -16,6 +16,7 @@ from inazuma.ops.triton.launch import (
     by_rows,
     chunks,
     limits,
+    on_its_gpu,
     options,
     pairs_by_key,
     query_ranges,
@@ -48,6 +49,7 @@ def index_loss(
 
 
 @torch.library.custom_op("inazuma::triton_index_loss", mutates_args=())
+@on_its_gpu
 def _index_loss(
     index_q: Tensor,
     index_k: Tensor,

@@ -21,6 +21,7 @@ from inazuma.ops.triton.launch import (
     by_rows,
     chunks,
     limits,
+    on_its_gpu,
     options,
     pairs_by_key,
     query_ranges,
@@ -83,6 +84,7 @@ def score_slab(
 
 
 @torch.library.custom_op("inazuma::triton_select_tokens", mutates_args=())
+@on_its_gpu
 def _select(index_q: Tensor, index_k: Tensor, index_w: Tensor, k: int, first: Tensor, last: Tensor) -> Tensor:
     B, T = index_q.shape[:2]
     S = index_k.shape[1]
@@ -159,6 +161,7 @@ def _row_tiles(q: Tensor, k: Tensor, indices: Tensor | None, rows: int) -> tuple
 
 
 @torch.library.custom_op("inazuma::triton_attention", mutates_args=())
+@on_its_gpu
 def _attention(
     q: Tensor,
     k: Tensor,
@@ -203,6 +206,7 @@ def _(q, k, v, sink, indices, first, last, scale):
 
 
 @torch.library.custom_op("inazuma::triton_attention_backward", mutates_args=())
+@on_its_gpu
 def _attention_backward(
     q: Tensor,
     k: Tensor,
