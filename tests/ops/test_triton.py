@@ -169,6 +169,15 @@ def test_keys_between_spans_may_hold_anything() -> None:
     assert all(torch.equal(a, b) for a, b in zip(clean, garbage, strict=True))
 
 
+@needs_triton
+def test_a_selection_without_places_reads_nothing() -> None:
+    inputs = make_inputs(84, dtype=torch.float32).leaves()
+    nothing = torch.empty(2, 5, 0, dtype=torch.int32)
+    result = dsa(*inputs, topk=1, stage="sparse", indices=nothing, engine="triton")
+    assert not result.out.any() and result.loss == 0
+    assert not any(x.any() for x in gradients([result.out, result.loss], inputs))
+
+
 # Selection.
 
 

@@ -28,7 +28,7 @@ class Chunk(NamedTuple):
 
 def chunks(B: int, T: int, bytes_per_query: int) -> Iterator[Chunk]:
     """All queries, in chunks that take at most `SLAB_BYTES`; several batch entries in one where they fit whole."""
-    together = max(1, SLAB_BYTES // bytes_per_query)
+    together = max(1, SLAB_BYTES // max(1, bytes_per_query))
     entries, size = max(1, together // T), min(T, together)
     for batch in range(0, B, entries):
         for begin in range(0, T, size):

@@ -74,12 +74,12 @@ def _index_loss(
     else:
         check_range(indices, S)
         indices = indices.contiguous()
-        L, live = indices.shape[-1], indices.amax(-1) >= 0
+        L, live = indices.shape[-1], (indices >= 0).any(-1)
     factor = 1 / live.sum().clamp(min=1).float()
     losses = lse.new_zeros(B, T)
     dq, dk, dw = (x.new_zeros(x.shape if learns else 0, dtype=torch.float32) for x in index)
     dq = dq.to(dtypes[0])
-    for chunk in chunks(B, T, 4 * max(1, L) * (2 + (indices is not None and learns) * C)):
+    for chunk in chunks(B, T, 4 * L * (2 + (indices is not None and learns) * C)):
         sets = [None if x is None else x[chunk.batch] for x in (indices, first, last)]
         parts = [x[chunk.batch] for x in index]
         g = _slope(parts, *(x[chunk.batch] for x in (q, k, lse)), sets, losses[chunk.batch], scale, chunk)
