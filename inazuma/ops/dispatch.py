@@ -2,6 +2,7 @@
 
     reference   plain PyTorch, any device and float dtype: the definition
     cpu         C++ for float32 and bfloat16 on the CPU
+    triton      kernels for NVIDIA and AMD GPUs, in float16, bfloat16 and float32
 
 An engine is a module with `select_tokens`, `sparse_attention`, `dense_attention` and `index_loss` (arguments as they
 are passed below) and `obstacle`, which says why it cannot take some tensors. `engine="auto"` takes the first that can;
@@ -19,10 +20,10 @@ import torch
 from torch import Tensor
 
 from inazuma.errors import RunError, UserError
-from inazuma.ops import cpu, reference
+from inazuma.ops import cpu, reference, triton
 from inazuma.ops.contract import check_attention, check_index, check_indices, check_tensor, resolve_spans
 
-ENGINES = {"cpu": cpu, "reference": reference}
+ENGINES = {"triton": triton, "cpu": cpu, "reference": reference}
 """Fastest first."""
 
 debug = os.environ.get("INAZUMA_DEBUG", "0") != "0"
@@ -42,9 +43,12 @@ def engine_for(*tensors: Tensor | None, engine: str = "auto") -> str:
         if (why := ENGINES[engine].obstacle(*tensors)) is not None:
             raise UserError(f"engine: {engine!r} cannot run: {why}")
         return engine
-    if cpu.MISSING is not None and all(x is None or x.device.type == "cpu" for x in tensors):
+    on_cpu = all(x is None or x.device.type == "cpu" for x in tensors)
+    if on_cpu and cpu.MISSING is not None:
         _warn_once(f"the C++ engine is missing ({cpu.MISSING}); the slow reference engine takes its place on the CPU")
-    return next(name for name, module in ENGINES.items() if module.obstacle(*tensors) is None)
+    # On the CPU, Triton's kernels run in its interpreter: to check them, not to get work done.
+    candidates = [name for name in ENGINES if not (on_cpu and name == "triton")]
+    return next(name for name in candidates if ENGINES[name].obstacle(*tensors) is None)
 
 
 @functools.cache

@@ -16,7 +16,11 @@ class Precision(NamedTuple):
     tolerance: float
 
 
-PRECISION = {"reference": Precision(torch.float64, 0.0), "cpu": Precision(torch.float32, 2e-5)}
+PRECISION = {
+    "reference": Precision(torch.float64, 0.0),
+    "cpu": Precision(torch.float32, 2e-5),
+    "triton": Precision(torch.float32, 2e-5),
+}
 current = PRECISION["reference"]
 """That of the engine under test; `conftest.py` sets it."""
 

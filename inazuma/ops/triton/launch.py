@@ -1,0 +1,90 @@
+"""What the operators share on their way to the kernels: chunks of queries, and the inverted map."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from inazuma.ops.triton import tiles
+from inazuma.ops.triton.pairs import query_ranges as query_ranges_kernel
+from inazuma.ops.triton.pairs import sum_pairs
+
+SLAB_BYTES = 256 << 20
+"""The most that a slab takes, however long the sequence (more only where a single query needs more)."""
+
+
+class Chunk(NamedTuple):
+    """Queries `begin <= t < begin + size` of the batch entries `batch`."""
+
+    batch: slice
+    begin: int
+    size: int
+
+
+def chunks(B: int, T: int, bytes_per_query: int) -> Iterator[Chunk]:
+    """All queries, in chunks that take at most `SLAB_BYTES`; several batch entries in one where they fit whole."""
+    together = max(1, SLAB_BYTES // max(1, bytes_per_query))
+    entries, size = max(1, together // T), min(T, together)
+    for batch in range(0, B, entries):
+        for begin in range(0, T, size):
+            yield Chunk(slice(batch, min(B, batch + entries)), begin, min(size, T - begin))
+
+
+def on_its_gpu(operator: Callable) -> Callable:
+    """Runs `operator` with its first tensor's GPU as the current one: that is where Triton launches kernels."""
+
+    @functools.wraps(operator)
+    def run(x: Tensor, *arguments):
+        with torch.cuda.device_of(x):
+            return operator(x, *arguments)
+
+    return run
+
+
+@functools.cache
+def limits(device: torch.device) -> tiles.Limits:
+    """Those of the GPU; in the interpreter, of the smallest."""
+    if device.type == "cpu":
+        return tiles.SMALLEST
+    shared = triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
+    return tiles.Limits(shared, triton.runtime.driver.active.get_current_target().warp_size)
+
+
+def by_rows(x: Tensor) -> Tensor:
+    """`x` with a contiguous last dimension; the kernels take the others' strides as they are."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def options(tile: tiles.Tiles) -> dict[str, int]:
+    """The tile's sizes and launch options as the kernels' keyword arguments."""
+    return {"ROWS": tile.rows, "KEYS": tile.keys, "num_warps": tile.warps, "num_stages": tile.stages}
+
+
+def pairs_by_key(indices: Tensor, S: int) -> tuple[Tensor, Tensor]:
+    """The places in `indices [B,queries,K]` sorted by the key they name, and where each of the B * S keys begins."""
+    B = indices.shape[0]
+    row = S * torch.arange(B, dtype=torch.int32, device=indices.device)[:, None, None]
+    key, order = torch.where(indices < 0, B * S, indices + row).flatten().sort(stable=True)
+    bounds = torch.arange(B * S + 1, dtype=torch.int32, device=indices.device)
+    return order, torch.searchsorted(key, bounds)
+
+
+def add_pairs(total: Tensor, contributions: Tensor, order: Tensor, starts: Tensor) -> None:
+    """Adds to each key of `total [B,S,...]` the contributions `[pairs,...]` that are its own."""
+    keys = total.shape[0] * total.shape[1]
+    width = total[0, 0].numel()
+    block = min(1024, tiles.power_of_two(width))
+    sum_pairs[keys, triton.cdiv(width, block)](contributions, order, starts, total, width, COLUMNS=block)
+
+
+def query_ranges(first: Tensor, last: Tensor, begin: int, end: int, S: int, keys: int) -> Tensor:
+    """Which of the queries `begin <= t < end` can see each tile of `keys` keys, int32 `[B,tiles,2]`, half open."""
+    B, T = first.shape
+    ranges = first.new_empty(B, triton.cdiv(S, keys), 2)
+    query_ranges_kernel[ranges.shape[1], B](first, last, ranges, begin, end, T, KEYS=keys, QUERIES=tiles.RANGE_BLOCK)
+    return ranges

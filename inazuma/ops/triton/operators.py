@@ -1,0 +1,286 @@
+"""The Triton engine as PyTorch operators: what launches the kernels, their gradients, and shapes for `torch.compile`.
+
+Work that needs a slab (scores, or what each pair of query and key contributes) goes over the queries in chunks, whose
+number depends on shapes alone: nothing here waits for the GPU except the check of the indices' range.
+
+No postponed annotations here: PyTorch reads the operators' signatures.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from inazuma.ops.contract import Spans, check_range
+from inazuma.ops.triton import tiles
+from inazuma.ops.triton.attention import attention_backward_keys, attention_backward_queries, attention_forward
+from inazuma.ops.triton.launch import (
+    Chunk,
+    add_pairs,
+    by_rows,
+    chunks,
+    limits,
+    on_its_gpu,
+    options,
+    pairs_by_key,
+    query_ranges,
+)
+from inazuma.ops.triton.selection import index_scores, keep_best
+
+
+def select_tokens(index_q: Tensor, index_k: Tensor, index_w: Tensor, k: int, spans: Spans) -> Tensor:
+    return _select(index_q, index_k, index_w, k, spans.first.int(), spans.last.int())
+
+
+def sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, scale: float, sink: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return _attention(q, k, v, sink, indices, None, None, scale)
+
+
+def dense_attention(
+    q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float, sink: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return _attention(q, k, v, sink, None, spans.first.int(), spans.last.int(), scale)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Token selection
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def score_slab(
+    index_q: Tensor, index_k: Tensor, index_w: Tensor, first: Tensor, last: Tensor, chunk: Chunk, ordered: bool
+) -> Tensor:
+    """The chunk's scores `[B,chunk,S]` in float32, or as ordered int32; see the kernel `index_scores`."""
+    T, I, C = index_q.shape[1:]  # noqa: E741  (the design's letter for index heads)
+    B, S = index_k.shape[:2]
+    slab = index_q.new_empty(B, chunk.size, S, dtype=torch.int32 if ordered else torch.float32)
+    tile = tiles.scores(limits(index_q.device), chunk.size, index_q.dtype == torch.float32)
+    index_scores[triton.cdiv(S, tile.keys), triton.cdiv(chunk.size, tile.rows), B](
+        index_q,
+        index_k,
+        index_w,
+        first,
+        last,
+        slab,
+        *index_q.stride()[:3],
+        *index_k.stride()[:2],
+        chunk.begin,
+        chunk.begin + chunk.size,
+        T,
+        S,
+        I,
+        C=C,
+        C_TILE=tiles.power_of_two(C),
+        ORDERED=ordered,
+        QUERIES=tile.rows,
+        KEYS=tile.keys,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    return slab
+
+
+@torch.library.custom_op("inazuma::triton_select_tokens", mutates_args=())
+@on_its_gpu
+def _select(index_q: Tensor, index_k: Tensor, index_w: Tensor, k: int, first: Tensor, last: Tensor) -> Tensor:
+    B, T = index_q.shape[:2]
+    S = index_k.shape[1]
+    index_q, index_k, index_w = alike(index_q, index_k, index_w)
+    indices = index_q.new_empty(B, T, k, dtype=torch.int32)
+    for chunk in chunks(B, T, 4 * S):
+        parts = (x[chunk.batch] for x in (index_q, index_k, index_w, first, last))
+        slab = score_slab(*parts, chunk, ordered=True)
+        keep_best[chunk.size, slab.shape[0]](
+            slab,
+            first[chunk.batch],
+            last[chunk.batch],
+            indices[chunk.batch],
+            chunk.begin,
+            chunk.size,
+            T,
+            S,
+            k,
+            BLOCK=tiles.SELECT_BLOCK,
+        )
+    return indices
+
+
+@_select.register_fake
+def _(index_q, index_k, index_w, k, first, last):
+    return index_q.new_empty(*index_q.shape[:2], k, dtype=torch.int32)
+
+
+def alike(index_q: Tensor, index_k: Tensor, index_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Index tensors as the kernels read them: q and k of one dtype, weights in float32."""
+    dtype = torch.promote_types(index_q.dtype, index_k.dtype)
+    return by_rows(index_q.to(dtype)), by_rows(index_k.to(dtype)), index_w.float().contiguous()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Problem(NamedTuple):
+    """Attention's arguments as every kernel takes them, and what decides on tiles."""
+
+    strides: tuple[int, ...]
+    sizes: tuple[int, ...]
+    constants: dict[str, int | bool]
+    widths: tiles.Widths
+
+
+def _attention_problem(q: Tensor, k: Tensor, v: Tensor, indices: Tensor | None) -> Problem:
+    T, S, N = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    K = 0 if indices is None else indices.shape[-1]
+    Dk, Dv = k.shape[-1], v.shape[-1]
+    main, rest = tiles.split(Dk)
+    absorbed = v.data_ptr() == k.data_ptr() and v.stride() == k.stride() and Dv == main
+    constants = {
+        "DK": Dk,
+        "DK_MAIN": main,
+        "DK_REST": rest,
+        "DV": Dv,
+        "DV_TILE": tiles.power_of_two(Dv),
+        "VALUES_IN_KEYS": absorbed,
+        "SPARSE": indices is not None,
+    }
+    widths = tiles.Widths(Dk, 0 if absorbed else Dv, N, q.dtype == torch.float32)
+    return Problem((*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]), (T, S, K, N), constants, widths)
+
+
+def _row_tiles(q: Tensor, k: Tensor, indices: Tensor | None, rows: int) -> tuple[int, int, int]:
+    """The grid of a kernel whose programs own rows: (tiles, G, B)."""
+    B, T, H, _ = q.shape
+    G = k.shape[2]
+    N = H // G
+    return (triton.cdiv(T * N, rows) if indices is None else T * triton.cdiv(N, rows)), G, B
+
+
+@torch.library.custom_op("inazuma::triton_attention", mutates_args=())
+@on_its_gpu
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    indices: Tensor | None,
+    first: Tensor | None,
+    last: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    q, k, v = by_rows(q), by_rows(k), by_rows(v)
+    if indices is not None:
+        check_range(indices, k.shape[1])
+        indices = indices.contiguous()
+    out = q.new_empty(*q.shape[:3], v.shape[-1])
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    problem = _attention_problem(q, k, v, indices)
+    tile = tiles.forward(limits(q.device), problem.widths, indices is not None)
+    attention_forward[_row_tiles(q, k, indices, tile.rows)](
+        q,
+        k,
+        v,
+        sink,
+        indices,
+        first,
+        last,
+        out,
+        lse,
+        *problem.strides,
+        *problem.sizes,
+        scale,
+        **problem.constants,
+        HAS_SINK=sink is not None,
+        **options(tile),
+    )
+    return out, lse
+
+
+@_attention.register_fake
+def _(q, k, v, sink, indices, first, last, scale):
+    return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("inazuma::triton_attention_backward", mutates_args=())
+@on_its_gpu
+def _attention_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor | None,
+    first: Tensor | None,
+    last: Tensor | None,
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+    dout: Tensor,
+    dlse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v, and `delta = rowsum(dout * out) - dlse`, float32 `[B,T,H]`."""
+    q, k, v, dout, dlse = by_rows(q), by_rows(k), by_rows(v), dout.contiguous(), dlse.contiguous()
+    if indices is not None:
+        indices = indices.contiguous()
+    B, S, G, _ = k.shape
+    problem = _attention_problem(q, k, v, indices)
+    T, _, K, _ = problem.sizes
+    gpu = limits(q.device)
+
+    dq, delta = q.new_empty(q.shape), torch.empty_like(lse)
+    tile = tiles.backward_queries(gpu, problem.widths, indices is not None)
+    tensors = q, k, v, indices, first, last, out, lse, dout, dlse, delta, dq
+    attention_backward_queries[_row_tiles(q, k, indices, tile.rows)](
+        *tensors, *problem.strides, *problem.sizes, scale, **problem.constants, **options(tile)
+    )
+
+    tile = tiles.backward_keys(gpu, problem.widths)
+
+    def backward_keys(grid: int, chunk: Chunk, ranges: Tensor | None, dk: Tensor, dv: Tensor) -> None:
+        before, after = (
+            [None if x is None else x[chunk.batch] for x in xs]
+            for xs in ((q, k, v, indices, first, last), (lse, dout, delta))
+        )
+        sizes = chunk.begin, chunk.size, *problem.sizes
+        attention_backward_keys[grid, G, len(before[0])](
+            *before, ranges, *after, dk, dv, *problem.strides, *sizes, scale, **problem.constants, **options(tile)
+        )
+
+    if indices is None:
+        dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
+        ranges = query_ranges(first, last, 0, T, S, tile.keys)
+        backward_keys(ranges.shape[1], Chunk(slice(0, B), 0, T), ranges, dk, dv)
+        return dq, dk, dv, delta
+    sums = [x.new_zeros(x.shape, dtype=torch.float32) for x in (k, v)]
+    for chunk in chunks(B, T, 4 * K * sum(x[0, 0].numel() for x in sums)):
+        part = indices[chunk.batch, chunk.begin : chunk.begin + chunk.size]
+        contributions = [x.new_empty(part.numel(), *x.shape[2:]) for x in sums]
+        backward_keys(chunk.size * triton.cdiv(K, tile.keys), chunk, None, *contributions)
+        order, starts = pairs_by_key(part, S)
+        for x, contribution in zip(sums, contributions, strict=True):
+            add_pairs(x[chunk.batch], contribution, order, starts)
+    return dq, sums[0].to(k.dtype), sums[1].to(v.dtype), delta
+
+
+@_attention_backward.register_fake
+def _(q, k, v, indices, first, last, scale, out, lse, dout, dlse):
+    return *(x.new_empty(x.shape) for x in (q, k, v)), torch.empty_like(lse)
+
+
+def _save_attention(ctx, inputs, output):
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _differentiate_attention(ctx, dout, dlse):
+    q, k, v, sink, indices, first, last, out, lse = ctx.saved_tensors
+    dq, dk, dv, delta = _attention_backward(q, k, v, indices, first, last, ctx.scale, out, lse, dout, dlse)
+    dsink = None
+    if sink is not None:
+        dsink = -((sink.float() - lse).exp() * delta).sum((0, 1)).to(sink.dtype)
+    return dq, dk, dv, dsink, None, None, None, None
+
+
+_attention.register_autograd(_differentiate_attention, setup_context=_save_attention)

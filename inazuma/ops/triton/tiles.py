@@ -1,0 +1,156 @@
+"""Tile sizes from a GPU's limits: pure functions, so that they can be tested for GPUs that are not there.
+
+Two things bound a tile: a block's shared memory, and the registers that hold its sums. The sizes below are the largest
+tried that, compiled for each GPU, keep within both (`tests/ops/test_triton_compile.py` has them compiled anew). They
+were chosen by what compilers report, not by speed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+SMALLEST_SIDE = 16
+"""Of a tile in a matrix product, on every GPU's tensor cores. Fewer heads than this are padded to it."""
+
+SELECT_BLOCK = 2048
+"""Scores that selection reads at a time."""
+
+LOSS_BLOCK = 1024
+"""Scores that a row of the loss reads at a time."""
+
+RANGE_BLOCK = 1024
+"""Queries whose spans are read at a time to find who sees a tile of keys."""
+
+
+class Limits(NamedTuple):
+    """What a GPU gives a block."""
+
+    shared: int
+    """Bytes of shared memory: 65,536 (gfx942), 101,376 (sm_86, 89, 120), 166,912 (sm_80), 232,448 (sm_90, sm_100)."""
+    warp: int
+    """Threads of a warp: 32 (NVIDIA) or 64 (AMD), where 8 warps leave each thread half the registers of 4."""
+
+    @property
+    def roomy(self) -> bool:
+        return self.shared >= 160 << 10
+
+
+SMALLEST = Limits(65_536, 64)
+
+
+class Widths(NamedTuple):
+    """Of an attention: columns of a key, and of a value if it is not the key's beginning (else 0); how many query heads
+    a key-value head has; and whether all is in float32."""
+
+    key: int
+    value: int
+    heads: int
+    exact: bool
+
+    @property
+    def narrow(self) -> bool:
+        return max(self.key, self.value) <= 128
+
+    @property
+    def apart(self) -> bool:
+        """Wide keys and wide values at once: the most that must fit."""
+        return not self.narrow and self.value > 0
+
+
+class Tiles(NamedTuple):
+    """Sizes of one kernel's tiles and how it is launched."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+EXACT = Tiles(16, 16, 8, 1)
+"""For float32, whose products NVIDIA's tensor cores do not do: all of a tile's factors pass through registers."""
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n and a tile's smallest side."""
+    return max(SMALLEST_SIDE, 1 << (n - 1).bit_length())
+
+
+def split(width: int) -> tuple[int, int]:
+    """`width` as two tiles: a power of two and what remains, padded (0: nothing). 576 = 512 + 64, 128 = 128 + 0."""
+    if width <= SMALLEST_SIDE:
+        return SMALLEST_SIDE, 0
+    main = 1 << (width.bit_length() - 1)
+    return main, power_of_two(width - main) if width > main else 0
+
+
+def at_most(tile: Tiles, rows: int) -> Tiles:
+    """The tile cut to a power of two that covers `rows`; where that leaves 16, they keep 4 warps busy."""
+    rows = power_of_two(rows)
+    if rows >= tile.rows:
+        return tile
+    return tile._replace(rows=rows, warps=4 if rows == SMALLEST_SIDE else tile.warps)
+
+
+def forward(gpu: Limits, widths: Widths, sparse: bool) -> Tiles:
+    if widths.exact:
+        tile = EXACT
+    elif widths.narrow:
+        tile = Tiles(64, 64, 8, 2)
+    elif widths.apart:
+        tile = Tiles(16, 16, 4, 1)
+    elif gpu.warp == 64:
+        tile = Tiles(32, 32, 4, 2)
+    elif not gpu.roomy:
+        tile = Tiles(32, 32, 8, 2)
+    elif gpu.shared < 227 << 10:
+        tile = Tiles(64 if sparse else 32, 32, 8, 2)
+    else:
+        tile = Tiles(64, 64 if sparse else 32, 8, 2)
+    return at_most(tile, widths.heads) if sparse else tile
+
+
+def backward_queries(gpu: Limits, widths: Widths, sparse: bool) -> Tiles:
+    if widths.exact:
+        tile = EXACT
+    elif widths.narrow:
+        tile = Tiles(64, 32, 8, 1)
+    elif widths.apart:
+        tile = Tiles(16, 16, 4, 1)
+    elif gpu.warp == 64:
+        tile = Tiles(16, 32, 4, 1)
+    else:
+        return Tiles(32 if gpu.roomy and not (sparse and widths.heads <= SMALLEST_SIDE) else 16, 32, 8, 1)
+    return at_most(tile, widths.heads) if sparse else tile
+
+
+def backward_keys(gpu: Limits, widths: Widths) -> Tiles:
+    if widths.exact:
+        return EXACT
+    if widths.narrow:
+        return Tiles(32, 64, 8, 1)
+    return Tiles(16, 16, 4 if gpu.warp == 64 else 8, 1)
+
+
+def visible_target(gpu: Limits, widths: Widths) -> Tiles:
+    """Rows are queries."""
+    if widths.exact:
+        return EXACT
+    return Tiles(64, 64, 8, 1) if widths.narrow or gpu.roomy else Tiles(32, 32, 4, 1)
+
+
+def kept_target(gpu: Limits, widths: Widths) -> Tiles:
+    """Rows are heads, of the attention and then of the indexer."""
+    return at_most(visible_target(gpu, widths), widths.heads)
+
+
+def scores(gpu: Limits, queries: int, exact: bool) -> Tiles:
+    """Rows are queries; where there are few, as in decoding, the tile is."""
+    if exact:
+        return EXACT
+    if queries <= 32:
+        return at_most(Tiles(32, 64, 4, 1), queries)
+    return at_most(Tiles(128 if gpu.warp == 64 else 64, 128, 8, 2), queries)
+
+
+def index_backward(heads: int, exact: bool) -> Tiles:
+    return at_most(EXACT if exact else Tiles(64, 64, 4, 1), heads)

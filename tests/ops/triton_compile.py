@@ -1,0 +1,148 @@
+"""Compiles every kernel that the Triton engine's operators launch, for GPUs that are not there, and prints what the
+compilers say of each as JSON: `python -m tests.ops.triton_compile sm_86`, or only `... sm_86 absorbed narrow`.
+
+The operators run as they are, on small tensors, but a launch compiles instead of running. What is compiled is thus
+what a GPU would get: the same constants, dtypes, divisibility and tile sizes. A process of its own, because the
+interpreter, in which the other tests run, takes the compiler's place once Triton is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from inazuma.ops.contract import resolve_spans
+from inazuma.ops.triton import loss_operator, operators, tiles
+from tests.ops.test_triton_compile import SHARED_MEMORY
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+WIDTHS = {
+    "absorbed": {"H": 128, "G": 1, "Dk": 576, "Dv": 512},
+    "absorbed, 8 heads": {"H": 8, "G": 1, "Dk": 576, "Dv": 512},
+    "latent, values apart": {"H": 16, "G": 1, "Dk": 576, "Dv": 512},
+    "wide": {"H": 16, "G": 2, "Dk": 256, "Dv": 256},
+    "grouped": {"H": 32, "G": 8, "Dk": 128, "Dv": 128},
+    "narrow": {"H": 8, "G": 1, "Dk": 64, "Dv": 64},
+}
+"""Widths of the attention that are compiled for each target, in bfloat16; the last two in the other dtypes too. In
+"absorbed" the values are the first columns of the keys."""
+TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+def target_of(name: str) -> GPUTarget:
+    return GPUTarget("cuda", int(name[3:]), 32) if name.startswith("sm_") else GPUTarget("hip", name, 64)
+
+
+def source_of(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
+    """The kernel specialised to a launch's arguments, as Triton's own launcher does it."""
+    signature, constants, attributes = {}, {}, {}
+    for place, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, Tensor):
+            signature[parameter.name] = TYPES[value.dtype]
+            attributes[place,] = [["tt.divisibility", 16]]
+        elif isinstance(value, int):
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[place,] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "fp32"
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def report(target: GPUTarget, compiled: Any) -> dict[str, int]:
+    """Shared memory and spills in bytes, registers per thread, and how many tensor-core instructions there are."""
+    if target.backend == "cuda":
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            usage = [CUOBJDUMP, "--dump-resource-usage", file.name]
+            text = subprocess.run(usage, capture_output=True, text=True, check=True).stdout
+        registers, stack = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK"))
+        products = len(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)", compiled.asm["ptx"]))
+    else:
+        text = compiled.asm["amdgcn"]
+        registers, stack = (
+            int(re.search(rf"\.{name}: *(\d+)", text)[1]) for name in ("vgpr_count", "private_segment_fixed_size")
+        )
+        products = len(re.findall(r"\bv_mfma_", text))
+    return {"shared": compiled.metadata.shared, "spilled": stack, "registers": registers, "products": products}
+
+
+def everything(widths: dict[str, int], dtype: torch.dtype, absorbed: bool) -> None:
+    """Launches every kernel, with every flag, on tensors of these widths."""
+    H, G, Dk, Dv = widths.values()
+    B, T, S, K, heads, width = 1, 128, 256, 64, 64, 128
+    q = torch.zeros(B, T, H, Dk, dtype=dtype)
+    k = torch.zeros(B, S, G, Dk, dtype=dtype)
+    v = k[..., :Dv] if absorbed else torch.zeros(B, S, G, Dv, dtype=dtype)
+    q.requires_grad_(), k.requires_grad_()
+    indices = torch.arange(K, dtype=torch.int32).expand(B, T, K).contiguous()
+    spans = resolve_spans(None, None, q, S)
+    index = (torch.zeros(shape, dtype=dtype) for shape in ((B, T, heads, width), (B, S, width), (B, T, heads)))
+    index_q, index_k, index_w = (x.requires_grad_() for x in index)
+    operators.select_tokens(index_q.detach(), index_k.detach(), index_w.detach(), K, spans)
+    teacher = q.detach(), k.detach(), torch.zeros(B, T, H)
+    loss_operator.index_loss(index_q, index_k, index_w, *teacher, indices, None, 1.0)
+    loss_operator.index_loss(index_q, index_k, index_w, *teacher, None, spans, 1.0)
+    for sink in (None, torch.zeros(H)):
+        for out, _ in (
+            operators.sparse_attention(q, k, v, indices, 1.0, sink),
+            operators.dense_attention(q, k, v, spans, 1.0, sink),
+        ):
+            out.sum().backward()
+
+
+def compile_all(name: str, chosen: list[str]) -> list[dict[str, Any]]:
+    """One record for each kernel and set of constants that the operators would launch on GPU `name`.
+
+    `chosen`: the entries of `WIDTHS` to compile for.
+    """
+    target, records, done = target_of(name), [], set()
+    where = ""
+
+    def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        names = [parameter.name for parameter in kernel.params]
+        arguments = dict(zip(names, args, strict=False)) | {x: options.pop(x) for x in names if x in options}
+        source = source_of(kernel, arguments)
+        if (key := (source.hash(), str(options))) in done:
+            return
+        done.add(key)
+        compiled = triton.compile(source, target=target, options=options)
+        sizes = {x: arguments[x] for x in ("ROWS", "KEYS", "QUERIES", "BLOCK", "SPARSE") if x in arguments}
+        record = {"target": name, "kernel": kernel.__name__, "widths": where, **sizes, **options}
+        records.append(record | report(target, compiled))
+
+    JITFunction.run = run
+    limits = tiles.Limits(SHARED_MEMORY[name], target.warp_size)
+    operators.limits = loss_operator.limits = lambda device: limits
+    for label in chosen:
+        for dtype in TYPES if label in ("grouped", "narrow") else [torch.bfloat16]:
+            if dtype.is_floating_point:
+                where = f"{label}, {str(dtype)[6:]}"
+                everything(WIDTHS[label], dtype, absorbed=label.startswith("absorbed"))
+    return records
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_all(sys.argv[1], sys.argv[2:] or list(WIDTHS))))
