@@ -310,7 +310,9 @@ def test_keys_are_read_where_they_lie() -> None:
     assert torch.equal(out, expected[0]) and torch.equal(lse, expected[1])
 
 
-@pytest.mark.parametrize("engine", [name for name, module in dispatch.ENGINES.items() if module.obstacle(torch.zeros(1)) is None])
+@pytest.mark.parametrize(
+    "engine", [name for name, module in dispatch.ENGINES.items() if module.obstacle(torch.zeros(1)) is None]
+)
 def test_scores_that_are_not_finite_are_counted_under_debug(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Key 3 of 8 is seen by the five queries from it on; without the flag they prefer every other key."""
     index_q, index_k, index_w = make_inputs(batch=1, queries=8, keys=8, dtype=torch.float32).index
