@@ -19,7 +19,7 @@ PASS_NAMES = {"forward": "Forward", "training": "Forward and backward"}
 COLUMNS = ("operator", "tokens", "time", "vs dense", "GFLOP/s", "of roof", "memory")
 _STYLES = dict(zip(OPERATORS, ("sparse", "layer-3", "layer-6", "layer-7", "layer-4", "layer-5"), strict=True))
 _STYLES[DENSE] = "dense"
-_PEER_STYLES = ("layer-2", "layer-1", "other")
+_PEER_STYLES = ("layer-2", "rival", "other")
 
 
 class Row(NamedTuple):

@@ -73,7 +73,7 @@ svg text { font: 400 12px var(--sans); fill: var(--muted); font-variant-numeric:
 .axis { stroke: var(--muted); stroke-width: 1; }
 .band { fill: var(--band); }
 .curve { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; vector-effect: non-scaling-stroke; }
-.ceiling { color: var(--ink); stroke-dasharray: 6 4; }
+.ceiling { color: var(--ink); stroke-dasharray: 6 4; } .rival { color: var(--ink); }
 .dot { fill: currentColor; stroke: var(--paper); stroke-width: 1.5; }
 .ring { fill: var(--paper); stroke: currentColor; stroke-width: 2; }
 .span { stroke: currentColor; stroke-width: 2; }
