@@ -120,7 +120,8 @@ def available() -> list[str]:
     if cpu.MISSING is not None:
         return []
     before = library.LIBRARY.inazuma_kernels()
-    names = [name for name in ("avx512", "avx2", "portable") if library.LIBRARY.inazuma_use_kernels(name.encode())]
+    every = ("avx512vnni", "avx512", "avx2", "portable")
+    names = [name for name in every if library.LIBRARY.inazuma_use_kernels(name.encode())]
     library.LIBRARY.inazuma_use_kernels(before)
     return names
 
