@@ -124,7 +124,9 @@ inline void score_heads_roughly(const int16_t* keys, const int16_t* q, const flo
     for (int h = 0; h < H; ++h) {
       int32_t pair;
       __builtin_memcpy(&pair, q + h * C + c, 4);
-      for (int j = 0; j < WIDE; ++j) sum[h][j] = _mm512_dpwssd_epi32(sum[h][j], _mm512_set1_epi32(pair), key[j]);
+      const __m512i x = _mm512_set1_epi32(pair);
+      // Around the intrinsic, GCC 12 copies every accumulator to another register and back.
+      for (int j = 0; j < WIDE; ++j) asm("vpdpwssd %2, %1, %0" : "+v"(sum[h][j]) : "v"(x), "v"(key[j]));
     }
   }
   for (int h = 0; h < H; ++h)
@@ -156,8 +158,9 @@ int above(const float* scores, int n, int32_t key, float threshold, float* kept,
   const __m512i count = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   for (; s + 16 <= n; s += 16) {
     const __m512 x = _mm512_loadu_ps(scores + s);
-    const __mmask16 in = _mm512_cmp_ps_mask(x, least, _CMP_GT_OQ) & _mm512_cmp_ps_mask(x, infinite, _CMP_LT_OQ);
+    __mmask16 in = _mm512_cmp_ps_mask(x, least, _CMP_GT_OQ);
     if (in == 0) continue;
+    in &= _mm512_cmp_ps_mask(x, infinite, _CMP_LT_OQ);
     // A compressed register and a full store: compressing into memory is microcode on some machines.
     const __m512i keys = _mm512_add_epi32(count, _mm512_set1_epi32(key + s));
     _mm512_storeu_ps(kept + found, _mm512_maskz_compress_ps(in, x));
