@@ -23,8 +23,8 @@ struct Kernels {
   // key, so that equal keys tie wherever they stand.
   void (*score)(const float* keys, const float* q, const float* w, int I, int C, float* scores);
 
-  // Null but where the machine multiplies pairs of int16: the scores of a panel whose keys and q [I][C] are whole numbers
-  // times a unit. C is even, keys are [C / 2][panel][2]; w has the units of q in it, units are those of the keys.
+  // Null but where the machine multiplies pairs of int16: the scores of a panel whose keys and q [I][C] are whole
+  // numbers times a unit. C is even, keys are [C / 2][panel][2]; q's units are in w, those of the keys in units.
   void (*score_roughly)(const int16_t* keys, const float* units, const int16_t* q, const float* w, int I, int C,
                         float* scores);
 

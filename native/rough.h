@@ -98,9 +98,10 @@ struct RoughQuery {
       reach += size * (row.norm + row.rest) * (keys.norm + keys.rest);
       rests += size * (row.norm * keys.rest + row.rest * (keys.norm + keys.rest));
     }
-    // Each of some C + 2 I + 8 operations on either side rounds by 2^-24 of at most `reach`, or by the least float.
-    const double least = 2.0 * std::numeric_limits<float>::denorm_min();
-    const double rounding = (C + 2 * I + 8) * (reach / (1 << 23) + least * (1.0 + total + 2147483648.0 * keys.unit));
+    // Each of some C + 2 I + 8 operations on either side rounds by 2^-24 of at most `reach`, or, where the caller has
+    // denormal numbers taken for zero, by the least normal one.
+    const double small = 1.0 + total * (1.0 + most + keys.norm) + 2147483648.0 * keys.unit;
+    const double rounding = (C + 2 * I + 8) * (reach / (1 << 23) + std::numeric_limits<float>::min() * small);
     // No operation may overflow: a score that is not finite obeys no bound.
     const bool finite = reach < 1e37 && sums < 1e37 && most * keys.norm < 1e37;
     if (finite) slack = 1.001 * (rests + rounding);

@@ -30,8 +30,8 @@ struct Best {
   bool full = false;   // K keys were found: from now on only scores above the threshold matter
   double slack = 0.0;  // how far the scores may be from those of float32
 
-  // A score that K of the n scores reach, and no more than K + spare unless they equal it. The range of floats that holds
-  // it is halved as integers in the same order; with few ties it is found long before one float is left.
+  // A score that K of the n scores reach, and no more than K + spare unless they equal it. The range of floats that
+  // holds it is halved as integers in the same order; with few ties it is found long before one float is left.
   float bound(int64_t K, int64_t spare) const {
     const auto order = [](float x) {
       int32_t bits;
@@ -54,8 +54,8 @@ struct Best {
     return value(low);
   }
 
-  // Cuts to the K best: what is above the bound, and of its equals the lowest keys that fit. Of rough scores, K keys are
-  // at least the bound less the slack, and a key that with the slack is still below that is none of the K best.
+  // Cuts to the K best: what is above the bound, and of its equals the lowest keys that fit. Of rough scores, K keys
+  // are at least the bound less the slack, and a key that with the slack is still below that is none of the K best.
   void cut(int64_t K) {
     if (n <= K) return;
     full = true;
