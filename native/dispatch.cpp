@@ -9,7 +9,7 @@ namespace inazuma {
 
 extern const Kernels kernels_portable;
 #if defined(__x86_64__)
-extern const Kernels kernels_avx2, kernels_avx512;
+extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512vnni;
 #endif
 
 namespace {
@@ -17,6 +17,7 @@ namespace {
 bool runs_here(const Kernels& table) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
+  if (&table == &kernels_avx512vnni) return runs_here(kernels_avx512) && __builtin_cpu_supports("avx512vnni");
   if (&table == &kernels_avx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -28,7 +29,7 @@ bool runs_here(const Kernels& table) {
 // Best first.
 const Kernels* const tables[] = {
 #if defined(__x86_64__)
-    &kernels_avx512, &kernels_avx2,
+    &kernels_avx512vnni, &kernels_avx512, &kernels_avx2,
 #endif
     &kernels_portable};
 

@@ -35,6 +35,7 @@ constexpr float INFINITE = __builtin_inff();
 // How many accumulators fit the registers beside what they are made of.
 constexpr int BLOCK = VL == 16 ? 12 : 6;
 constexpr int ROWS = VL == 16 ? 8 : 4;
+constexpr int AHEAD = 64;  // gathered rows are nowhere near each other: one is asked for so many before its turn
 
 // NaN stays NaN, as in torch.relu: the comparison is false for it.
 template <class X>
@@ -111,6 +112,38 @@ void score(const float* keys, const float* q, const float* w, int I, int C, floa
   for (int j = 0; j < WIDE; ++j) V::store(scores + j * VL, total[j]);
 }
 
+#if defined(__AVX512VNNI__)
+template <int H>
+inline void score_heads_roughly(const int16_t* keys, const int16_t* q, const float* w, int C, F* total) {
+  __m512i sum[H][WIDE];
+  for (int h = 0; h < H; ++h)
+    for (int j = 0; j < WIDE; ++j) sum[h][j] = _mm512_setzero_si512();
+  for (int c = 0; c < C; c += 2) {
+    __m512i key[WIDE];
+    for (int j = 0; j < WIDE; ++j) key[j] = _mm512_loadu_si512(keys + (c / 2 * WIDE + j) * 2 * VL);
+    for (int h = 0; h < H; ++h) {
+      int32_t pair;
+      __builtin_memcpy(&pair, q + h * C + c, 4);
+      const __m512i x = _mm512_set1_epi32(pair);
+      // Around the intrinsic, GCC 12 copies every accumulator to another register and back.
+      for (int j = 0; j < WIDE; ++j) asm("vpdpwssd %2, %1, %0" : "+v"(sum[h][j]) : "v"(x), "v"(key[j]));
+    }
+  }
+  for (int h = 0; h < H; ++h)
+    for (int j = 0; j < WIDE; ++j)
+      total[j] += (F)_mm512_cvtepi32_ps(_mm512_max_epi32(sum[h][j], _mm512_setzero_si512())) * w[h];
+}
+
+void score_roughly(const int16_t* keys, const float* units, const int16_t* q, const float* w, int I, int C,
+                   float* scores) {
+  F total[WIDE] = {};
+  int i = 0;
+  for (; i + HEADS <= I; i += HEADS) score_heads_roughly<HEADS>(keys, q + int64_t(i) * C, w + i, C, total);
+  for (; i < I; ++i) score_heads_roughly<1>(keys, q + int64_t(i) * C, w + i, C, total);
+  for (int j = 0; j < WIDE; ++j) V::store(scores + j * VL, total[j] * V::load(units + j * VL));
+}
+#endif
+
 void take(const float* scores, int n, int32_t key, float* kept, int32_t* kept_keys) {
   for (int s = 0; s < n; ++s) {
     kept[s] = scores[s] - scores[s] == 0.0f ? scores[s] : -INFINITE;
@@ -125,8 +158,9 @@ int above(const float* scores, int n, int32_t key, float threshold, float* kept,
   const __m512i count = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   for (; s + 16 <= n; s += 16) {
     const __m512 x = _mm512_loadu_ps(scores + s);
-    const __mmask16 in = _mm512_cmp_ps_mask(x, least, _CMP_GT_OQ) & _mm512_cmp_ps_mask(x, infinite, _CMP_LT_OQ);
+    __mmask16 in = _mm512_cmp_ps_mask(x, least, _CMP_GT_OQ);
     if (in == 0) continue;
+    in &= _mm512_cmp_ps_mask(x, infinite, _CMP_LT_OQ);
     // A compressed register and a full store: compressing into memory is microcode on some machines.
     const __m512i keys = _mm512_add_epi32(count, _mm512_set1_epi32(key + s));
     _mm512_storeu_ps(kept + found, _mm512_maskz_compress_ps(in, x));
@@ -224,9 +258,9 @@ inline void dots_lanes(const float* const* rows, int n, int D, const float* q, i
     int s = 0;
     for (; s + BLOCK <= n; s += BLOCK) {
       // Gathered rows are nowhere near each other: the next ones are asked for while these are worked on.
-      if (r == 0 && s + 2 * BLOCK <= n)
-        for (int j = 0; j < BLOCK; ++j)
-          for (int d = 0; d < D; d += 16) __builtin_prefetch(rows[s + BLOCK + j] + d);
+      if (r == 0)
+        for (int j = s + AHEAD; j < n && j < s + AHEAD + BLOCK; ++j)
+          for (int d = 0; d < D; d += 16) __builtin_prefetch(rows[j] + d);
       dots_block<L, BLOCK>(rows + s, D, q + r, P, products + int64_t(s) * P + r);
     }
     for (; s + 4 <= n; s += 4) dots_block<L, 4>(rows + s, D, q + r, P, products + int64_t(s) * P + r);
@@ -242,12 +276,26 @@ void dots(const float* const* rows, int n, int D, const float* q, int P, float* 
   dots_lanes<4>(rows, n, D, q, P, products);
 }
 
+#if defined(__AVX512VNNI__)
+void score_rows(const float* const* rows, int n, const float* q, int P, const float* w, int I, int C, float* products,
+                float* scores) {
+  dots(rows, n, C, q, P, products);
+  for (int s = 0; s < n; ++s) {
+    float total = 0.0f;
+    for (int i = 0; i < I; ++i) total = __builtin_fmaf(relu(products[int64_t(s) * P + i]), w[i], total);
+    scores[s] = total;
+  }
+}
+#endif
+
 template <int R, int W>
 inline void combine_block(const float* const* rows, int n, int D, int d, const float* weights, int P, float* out) {
   F sum[R][W];
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < W; ++j) sum[r][j] = V::load(out + int64_t(r) * D + d + j * VL);
   for (int s = 0; s < n; ++s) {
+    if (s + AHEAD < n)
+      for (int j = 0; j < W * VL; j += 16) __builtin_prefetch(rows[s + AHEAD] + d + j);
     F row[W];
     for (int j = 0; j < W; ++j) row[j] = V::load(rows[s] + d + j * VL);
     for (int r = 0; r < R; ++r) {
@@ -453,9 +501,15 @@ void index_gradient(float* products, int n, int P, const float* g, const float* 
 #define JOINED(a, b) a##b
 #define TABLE(isa) JOINED(kernels_, isa)
 
+#if !defined(__AVX512VNNI__)
+constexpr decltype(Kernels::score_roughly) score_roughly = nullptr;
+constexpr decltype(Kernels::score_rows) score_rows = nullptr;
+#endif
+
 extern const Kernels TABLE(INAZUMA_ISA) = {
-    QUOTED(INAZUMA_ISA), WIDE * VL, pack, score, take, above, count, keep_best, widen, dots,
-    combine,             scatter,   largest, exponentials, softmax_gradient, add_sums, index_scores, index_gradient,
+    QUOTED(INAZUMA_ISA), WIDE * VL, pack,         score,            score_roughly, score_rows,   take,
+    above,               count,     keep_best,    widen,            dots,          combine,      scatter,
+    largest,             exponentials, softmax_gradient, add_sums,  index_scores,  index_gradient,
 };
 
 }  // namespace inazuma

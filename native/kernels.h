@@ -23,6 +23,16 @@ struct Kernels {
   // key, so that equal keys tie wherever they stand.
   void (*score)(const float* keys, const float* q, const float* w, int I, int C, float* scores);
 
+  // Null but where the machine multiplies pairs of int16: the scores of a panel whose keys and q [I][C] are whole
+  // numbers times a unit. C is even, keys are [C / 2][panel][2]; q's units are in w, those of the keys in units.
+  void (*score_roughly)(const int16_t* keys, const float* units, const int16_t* q, const float* w, int I, int C,
+                        float* scores);
+
+  // Null where that is: the scores of n keys, to the bit those of `score`; q transposed, [C][P], room for products
+  // [n][P].
+  void (*score_rows)(const float* const* rows, int n, const float* q, int P, const float* w, int I, int C,
+                     float* products, float* scores);
+
   // Appends n scores with the numbers key, key + 1, ...; one that is not finite becomes -inf.
   void (*take)(const float* scores, int n, int32_t key, float* kept, int32_t* kept_keys);
 

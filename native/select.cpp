@@ -3,10 +3,14 @@
 // Only a panel of scores exists at a time. A query keeps the scores above its threshold in a buffer, in the order of
 // their keys; when the buffer is full it is cut to the K best, and the K-th becomes the threshold. Because keys come in
 // ascending order, a later key that equals the threshold has lost to K others already: ties go to the lower index.
+//
+// Where the machine can, the scores are rough ones (rough.h): a cut then keeps whatever may be among the K best, and
+// only what is left at the end is scored in float32 and cut exactly.
 #include <cmath>
 #include <limits>
 #include <new>
 
+#include "rough.h"
 #include "rows.h"
 
 namespace inazuma {
@@ -23,11 +27,12 @@ struct Best {
   std::vector<int32_t> keys;
   int64_t n = 0;
   float threshold = LOWEST;
-  bool full = false;  // K keys were found: from now on only scores above the threshold matter
+  bool full = false;   // K keys were found: from now on only scores above the threshold matter
+  double slack = 0.0;  // how far the scores may be from those of float32
 
-  // A score that K of the n scores reach, and no more than K unless they equal it. The range of floats that holds it is
-  // halved as integers in the same order; with few ties it is found long before one float is left.
-  float bound(int64_t K) const {
+  // A score that K of the n scores reach, and no more than K + spare unless they equal it. The range of floats that
+  // holds it is halved as integers in the same order; with few ties it is found long before one float is left.
+  float bound(int64_t K, int64_t spare) const {
     const auto order = [](float x) {
       int32_t bits;
       std::memcpy(&bits, &x, 4);
@@ -44,20 +49,26 @@ struct Best {
     while (high - low > 1) {
       const int64_t middle = low + (high - low) / 2, reached = kernels().count(scores.data(), n, value(middle));
       (reached >= K ? low : high) = middle;
-      if (reached == K) break;
+      if (reached >= K && reached <= K + spare) break;
     }
     return value(low);
   }
 
-  // Cuts to the K best: what is above the bound, and of its equals the lowest keys that fit.
+  // Cuts to the K best: what is above the bound, and of its equals the lowest keys that fit. Of rough scores, K keys
+  // are at least the bound less the slack, and a key that with the slack is still below that is none of the K best.
   void cut(int64_t K) {
     if (n <= K) return;
-    threshold = bound(K);
+    full = true;
+    if (slack > 0.0) {
+      threshold = std::nextafter(float(double(bound(K, K / 8)) - 2.0 * slack), LOWEST);
+      n = kernels().keep_best(scores.data(), keys.data(), n, threshold, 0);
+      return;
+    }
+    threshold = bound(K, 0);
     const int64_t above = kernels().count(scores.data(), n, std::nextafter(threshold, -LOWEST));
     n = kernels().keep_best(scores.data(), keys.data(), n, threshold, K - above);
     // The least of them is the K-th best; what only equals it comes too late.
     threshold = *std::min_element(scores.data(), scores.data() + n);
-    full = true;
   }
 
   // Takes n scores of the keys from `key` on; there is room for them.
@@ -76,7 +87,8 @@ struct Selection {
   const InazumaProblem& problem;
   const InazumaTensor &index_q, &index_k;
   const float* weights;
-  const float* packed;  // panels of all keys [B][panels][C][panel], or null
+  const float* packed;                 // panels of all keys [B][panels][C][panel], or null
+  const std::vector<RoughKeys>& rough;  // [B], or empty
 
   // Finds the best keys in [from, to) of the queries t0 <= t < t1.
   void scan(int64_t b, int64_t t0, int64_t t1, int64_t from, int64_t to, Best* best) const {
@@ -85,6 +97,7 @@ struct Selection {
     const int64_t K = problem.K;
     const int32_t *first = problem.first + b * problem.T, *last = problem.last + b * problem.T;
     std::vector<float> q((t1 - t0) * I * C), scores(panel), own(packed ? 0 : panel * C);
+    std::vector<RoughQuery> rough_queries;
     Tile tile;
     int64_t low = to, high = from;
     for (int64_t t = t0; t < t1; ++t) {
@@ -93,31 +106,66 @@ struct Selection {
         const float* row = read_row(index_q, b, t, i, C, at);
         if (row != at) std::memcpy(at, row, C * sizeof(float));
       }
+      Best& mine = best[t - t0];
+      if (!rough.empty()) {
+        const float* w = weights + (b * problem.T + t) * I;
+        rough_queries.emplace_back(q.data() + (t - t0) * I * C, w, I, C, rough[b].most);
+        if (std::isfinite(rough_queries.back().slack)) mine.slack = rough_queries.back().slack;
+      }
       if (last[t] - first[t] < K) continue;  // keeps all it sees, unscored
       low = std::min<int64_t>(low, std::max<int64_t>(first[t], from));
       high = std::max<int64_t>(high, std::min<int64_t>(last[t] + 1, to));
-      const int64_t capacity = std::min(4 * K, to - from) + 2 * panel;
-      best[t - t0].scores.resize(capacity);
-      best[t - t0].keys.resize(capacity);
+      const int64_t capacity = std::min(std::max<int64_t>(4 * K, 4 * panel), to - from) + 2 * panel;
+      mine.scores.resize(capacity);
+      mine.keys.resize(capacity);
     }
     for (int64_t s0 = low / panel * panel; s0 < high; s0 += panel) {
-      const float* keys = own.data();
+      const float* keys = packed;
       const int n = int(std::min<int64_t>(panel, problem.S - s0));
-      if (packed)
-        keys = packed + (b * ceil_div(problem.S, panel) + s0 / panel) * panel * C;
-      else
-        kernel.pack(tile.read(index_k, b, 0, C, {nullptr, s0, n}), n, C, own.data());
+      const int64_t number = s0 / panel;
+      if (packed) keys += (b * ceil_div(problem.S, panel) + number) * panel * C;
       for (int64_t t = t0; t < t1; ++t) {
         const int64_t begin = std::max({s0, int64_t(first[t]), from});
         const int64_t end = std::min({s0 + n, int64_t(last[t]) + 1, to});
         if (begin >= end || last[t] - first[t] < K) continue;
-        kernel.score(keys, q.data() + (t - t0) * I * C, weights + (b * problem.T + t) * I, I, C, scores.data());
+        const float *one = q.data() + (t - t0) * I * C, *w = weights + (b * problem.T + t) * I;
         Best& mine = best[t - t0];
+        if (mine.slack > 0.0) {
+          const RoughQuery& query = rough_queries[t - t0];
+          const int16_t* numbers = rough[b].numbers.data() + number * panel * even(C);
+          kernel.score_roughly(numbers, rough[b].units.data() + s0, query.numbers.data(), query.weights.data(), I,
+                               even(C), scores.data());
+        } else {
+          if (!keys) {
+            kernel.pack(tile.read(index_k, b, 0, C, {nullptr, s0, n}), n, C, own.data());
+            keys = own.data();
+          }
+          kernel.score(keys, one, w, I, C, scores.data());
+        }
         mine.add(scores.data() + (begin - s0), int(end - begin), int32_t(begin));
-        if (mine.n + 2 * panel > int64_t(mine.scores.size())) mine.cut(K);
+        if (mine.n + 2 * panel <= int64_t(mine.scores.size())) continue;
+        mine.cut(K);
+        // Many ties, or one key of enormous norm: rough scores rule out too little.
+        if (mine.slack > 0.0 && 2 * mine.n > int64_t(mine.scores.size())) settle(b, one, w, mine);
       }
     }
-    for (int64_t t = t0; t < t1; ++t) best[t - t0].cut(K);
+    for (int64_t t = t0; t < t1; ++t) {
+      best[t - t0].cut(K);
+      if (best[t - t0].slack > 0.0)
+        settle(b, q.data() + (t - t0) * I * C, weights + (b * problem.T + t) * I, best[t - t0]);
+    }
+  }
+
+  // Scores what is left of a query's keys in float32, and goes on with that.
+  void settle(int64_t b, const float* q, const float* w, Best& best) const {
+    const int I = int(problem.I), C = int(problem.C), P = padded(I), n = int(best.n);
+    std::vector<float> columns(P * C), products(int64_t(n) * P);
+    transpose(q, I, C, P, columns.data());
+    Tile tile;
+    kernels().score_rows(tile.read(index_k, b, 0, C, {best.keys.data(), 0, n}), n, columns.data(), P, w, I, C,
+                         products.data(), best.scores.data());
+    best.slack = 0.0, best.threshold = LOWEST;
+    best.cut(problem.K);
   }
 
   void write(int64_t b, int64_t t, const Best& best, int32_t* out) const {
@@ -139,7 +187,10 @@ void select(const InazumaProblem& problem, const InazumaTensor& index_q, const I
   const int panel = kernels().panel, C = int(problem.C);
   const int64_t blocks = ceil_div(T, QUERIES), panels = ceil_div(S, panel);
   std::vector<float> packed;
-  if (T >= PACKING_PAYS) {
+  std::vector<RoughKeys> rough;
+  if (T >= PACKING_PAYS && kernels().score_roughly) {
+    for (int64_t b = 0; b < B; ++b) rough.emplace_back(problem, index_k, b);
+  } else if (T >= PACKING_PAYS) {
     packed.resize(B * panels * panel * C);
     parallel(B * panels, problem.threads, [&](int64_t task) {
       const int64_t b = task / panels, s0 = task % panels * panel;
@@ -148,7 +199,7 @@ void select(const InazumaProblem& problem, const InazumaTensor& index_q, const I
       kernels().pack(tile.read(index_k, b, 0, C, {nullptr, s0, n}), n, C, packed.data() + task * panel * C);
     });
   }
-  const Selection selection{problem, index_q, index_k, weights, packed.empty() ? nullptr : packed.data()};
+  const Selection selection{problem, index_q, index_k, weights, packed.empty() ? nullptr : packed.data(), rough};
   // Few queries over many keys (decoding): the keys are shared out, and the parts' best cut to the best of all.
   const int64_t parts = T < PACKING_PAYS ? std::max<int64_t>(1, ceil_div(S, PART)) : 1;
   std::vector<Best> best(parts == 1 ? 0 : B * T * parts);

@@ -140,6 +140,7 @@ class LatentAttention(Attention):
         if absorbed:
             expand_k, expand_v = self.kv_b_proj.weight.unflatten(0, (H, N + V)).split([N, V], dim=1)
             q = torch.cat([torch.einsum("bthn,hnr->bthr", q_nope, expand_k.to(q_nope.dtype)), q_rope], dim=-1)
+            del q_nope, q_rope  # together as large as q, and q is the largest tensor here
             result, selection = self.attend(q, latent_BSGD, latent_BSGD[..., :R], x_BTE, query_BTL, context, shared)
             out_BTHV = torch.einsum("bthr,hvr->bthv", result.out, expand_v.to(result.out.dtype))
         else:

@@ -28,6 +28,10 @@ class RMSNorm(nn.Module):
         return F.rms_norm(at_least_float32(x), (x.shape[-1],), at_least_float32(self.weight), self.eps).to(x.dtype)
 
 
+TOKENS = 2048
+"""How many tokens of a row the feed-forward layer works on at once where no gradient is wanted."""
+
+
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
 
@@ -38,6 +42,12 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return self._transform(x)
+        # Nothing is kept for a backward pass: some tokens at a time need little memory, and that stays in the cache.
+        return torch.cat([self._transform(part) for part in x.split(TOKENS, dim=1)], dim=1)
+
+    def _transform(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -90,4 +100,5 @@ class Rotation:
         """
         a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
         cos, sin = self.cos[:, :, None], self.sin[:, :, None]
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+        turned = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
+        return torch.cat(turned, dim=-1).to(x.dtype)

@@ -33,8 +33,9 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Selection | None]:
         """Returns the layer's output, its indexer's loss, and the selection that later layers may share."""
         attended, result, selection = self.self_attn(self.input_layernorm(x), context, shared)
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), result.loss, selection
+        x, loss = x + attended, result.loss
+        del attended, result  # the feed-forward layer needs their memory
+        return x + self.mlp(self.post_attention_layernorm(x)), loss, selection
 
 
 class Decoder(nn.Module):

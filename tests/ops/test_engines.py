@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from unittest.mock import patch
 
 import pytest
@@ -120,7 +120,8 @@ def available() -> list[str]:
     if cpu.MISSING is not None:
         return []
     before = library.LIBRARY.inazuma_kernels()
-    names = [name for name in ("avx512", "avx2", "portable") if library.LIBRARY.inazuma_use_kernels(name.encode())]
+    every = ("avx512vnni", "avx512", "avx2", "portable")
+    names = [name for name in every if library.LIBRARY.inazuma_use_kernels(name.encode())]
     library.LIBRARY.inazuma_use_kernels(before)
     return names
 
@@ -176,6 +177,41 @@ def test_every_instruction_set_knows_what_is_not_finite(instruction_set: str) ->
         assert torch.equal(select_tokens(index_q, index_k, index_w, k, engine="cpu"), expected)
         if k <= int(finite.sum()):
             assert finite[0, 0, expected[0, 0].long()].all()
+
+
+CHANGES = {
+    "nothing": lambda x: x,
+    "few distinct keys, so that most scores tie": lambda x: x._replace(index_k=x.index_k[:, torch.arange(4000) % 40]),
+    "one enormous key": lambda x: x._replace(index_k=x.index_k.index_fill(1, torch.tensor(17), 1e6)),
+    "one key of NaN": lambda x: x._replace(index_k=x.index_k.index_fill(1, torch.tensor(5), math.nan)),
+    "nearly denormal": lambda x: x._replace(index_q=x.index_q * 1e-30, index_w=x.index_w * 1e-10),
+    "nearly infinite": lambda x: x._replace(index_q=x.index_q * 1e18, index_w=x.index_w * 1e18),
+    "keys of all magnitudes": lambda x: x._replace(index_k=x.index_k * 10 ** x.k[..., 0, :1]),
+}
+
+
+@pytest.mark.skipif("avx512vnni" not in available(), reason="this machine does not multiply pairs of int16")
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"index_heads": 4, "index_width": 32},
+        {"index_heads": 1, "index_width": 1},
+        {"index_heads": 11, "index_width": 35},
+    ],
+    ids=["usual", "least", "odd"],
+)
+@pytest.mark.parametrize("k", [1, 512])
+def test_rough_scores_rule_out_no_key_of_the_selection(change: Callable, sizes: dict[str, int], k: int) -> None:
+    """Where keys are first scored in whole numbers, the selection is that of float32 scores, whatever is rough."""
+    index = change(make_inputs(79, queries=130, keys=4000, dtype=torch.float32, **sizes)).index
+    before = library.LIBRARY.inazuma_kernels()
+    selections = []
+    for name in (b"avx512", b"avx512vnni"):
+        assert library.LIBRARY.inazuma_use_kernels(name)
+        selections.append(select_tokens(*index, k, engine="cpu"))
+    library.LIBRARY.inazuma_use_kernels(before)
+    assert torch.equal(*selections)
 
 
 @needs_cpu
