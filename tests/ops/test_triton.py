@@ -4,6 +4,7 @@ its tiles, the same bits however its slabs are cut, and scores that are not fini
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from torch import Tensor
 from inazuma.errors import UserError
 from inazuma.ops import dense_attention, dsa, select_tokens, sparse_attention, triton
 from inazuma.ops.dispatch import engine_for
+from inazuma.ops.triton import tiles
 from tests.ops import oracle
 from tests.ops.cases import Inputs, gradients, make_inputs, span
 
@@ -81,6 +83,29 @@ import inazuma.ops
 assert ("triton" in sys.modules) == before
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# Tiles.
+
+
+def test_a_width_is_split_into_powers_of_two() -> None:
+    expected = {1: (16, 0), 16: (16, 0), 17: (16, 16), 24: (16, 16), 64: (64, 0), 96: (64, 32), 576: (512, 64)}
+    assert {width: tiles.split(width) for width in expected} == expected
+    assert tiles.split(700) == (512, 256)
+
+
+@pytest.mark.parametrize("shared", [65_536, 101_376, 166_912, 232_448])
+@pytest.mark.parametrize("warp", [32, 64])
+def test_rows_cover_the_heads_of_a_query_and_no_tile_is_smaller_than_tensor_cores_take(shared: int, warp: int) -> None:
+    gpu = tiles.Limits(shared, warp)
+    for heads, (key, value) in itertools.product((1, 8, 16, 20, 128), ((576, 0), (576, 512), (128, 128))):
+        widths = tiles.Widths(key, value, heads, exact=False)
+        sparse = tiles.forward(gpu, widths, True), tiles.backward_queries(gpu, widths, True)
+        for tile in (*sparse, tiles.backward_keys(gpu, widths), tiles.visible_target(gpu, widths)):
+            for side in (tile.rows, tile.keys):
+                assert side >= 16 and side & (side - 1) == 0
+        for tile in (*sparse, tiles.kept_target(gpu, widths)):
+            assert tile.rows < 2 * max(16, heads)
 
 
 # Values and gradients.

@@ -25,8 +25,8 @@ SHARED_MEMORY = {
 }
 """Bytes that a block may have (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; the local
 data share of CDNA 3)."""
-SPILLED = 128
-"""Bytes a thread may spill. The dK/dV kernel of absorbed attention does: it holds keys 576 wide and two such sums."""
+SPILLED = 64
+"""Bytes a thread may spill: a few registers that are set aside once, outside a loop."""
 WITHOUT_PRODUCTS = {"keep_best", "loss_of_rows", "query_ranges", "sum_pairs"}
 KERNELS = WITHOUT_PRODUCTS | {
     "attention_backward_keys",

@@ -284,7 +284,6 @@ def attention_backward_keys(
     DK_REST: tl.constexpr,
     DV: tl.constexpr,
     DV_TILE: tl.constexpr,
-    VALUES_IN_KEYS: tl.constexpr,
     SPARSE: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
@@ -294,6 +293,7 @@ def attention_backward_keys(
     SPARSE: tiles are of the pairs (query, kept key) of the `chunk_size` queries from `chunk_begin` on, and
     `dk [pairs,G,Dk]`, `dv [pairs,G,Dv]` hold what each pair contributes, for `sum_pairs`. Otherwise tiles are of the S
     keys, `ranges [B,tiles,2]` says which queries can see them, and `dk [B,S,G,Dk]`, `dv [B,S,G,Dv]` are the gradients.
+    Values are loaded even where the keys hold them: once a program, and sharing one tile's registers made them spill.
     """
     tile, group, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     groups = tl.num_programs(1)
@@ -318,11 +318,8 @@ def attention_backward_keys(
     if DK_REST > 0:
         k_rest = columns(k, k_offsets, read, DK_MAIN, DK_REST, DK)
         dk_rest = tl.zeros([KEYS, DK_REST], tl.float32)
-    if VALUES_IN_KEYS:
-        values = k_main
-    else:
-        v_offsets = batch * v_batch + key.to(tl.int64) * v_row + group * v_group
-        values = columns(v, v_offsets, read, 0, DV_TILE, DV)
+    v_offsets = batch * v_batch + key.to(tl.int64) * v_row + group * v_group
+    values = columns(v, v_offsets, read, 0, DV_TILE, DV)
     dvalues = tl.zeros([KEYS, DV_TILE], tl.float32)
     for start in range(query_low * N, query_high * N, ROWS):
         row = start + tl.arange(0, ROWS)

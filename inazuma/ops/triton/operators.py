@@ -130,6 +130,8 @@ class Problem(NamedTuple):
     strides: tuple[int, ...]
     sizes: tuple[int, ...]
     constants: dict[str, int | bool]
+    absorbed: bool
+    """Whether the values are the first columns of the keys, in the same memory."""
     widths: tiles.Widths
 
 
@@ -145,11 +147,10 @@ def _attention_problem(q: Tensor, k: Tensor, v: Tensor, indices: Tensor | None) 
         "DK_REST": rest,
         "DV": Dv,
         "DV_TILE": tiles.power_of_two(Dv),
-        "VALUES_IN_KEYS": absorbed,
         "SPARSE": indices is not None,
     }
     widths = tiles.Widths(Dk, 0 if absorbed else Dv, N, q.dtype == torch.float32)
-    return Problem((*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]), (T, S, K, N), constants, widths)
+    return Problem((*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]), (T, S, K, N), constants, absorbed, widths)
 
 
 def _row_tiles(q: Tensor, k: Tensor, indices: Tensor | None, rows: int) -> tuple[int, int, int]:
@@ -194,6 +195,7 @@ def _attention(
         *problem.sizes,
         scale,
         **problem.constants,
+        VALUES_IN_KEYS=problem.absorbed,
         HAS_SINK=sink is not None,
         **options(tile),
     )
@@ -233,7 +235,10 @@ def _attention_backward(
     tile = tiles.backward_queries(gpu, problem.widths, indices is not None)
     tensors = q, k, v, indices, first, last, out, lse, dout, dlse, delta, dq
     attention_backward_queries[_row_tiles(q, k, indices, tile.rows)](
-        *tensors, *problem.strides, *problem.sizes, scale, **problem.constants, **options(tile)
+        *(*tensors, *problem.strides, *problem.sizes, scale),
+        **problem.constants,
+        VALUES_IN_KEYS=problem.absorbed,
+        **options(tile),
     )
 
     tile = tiles.backward_keys(gpu, problem.widths)
