@@ -24,7 +24,10 @@ from inazuma.ops import cpu, reference, triton
 from inazuma.ops.contract import check_attention, check_index, check_indices, check_tensor, resolve_spans
 
 ENGINES = {"triton": triton, "cpu": cpu, "reference": reference}
-"""Fastest first."""
+
+AUTO = ("cpu", "reference")
+"""What `engine="auto"` may take, the fastest first. Not triton: its kernels are right in Triton's interpreter and compile
+for every GPU, but have not run on one yet; `benchmarks/gpu.py` is what must pass there first."""
 
 debug = os.environ.get("INAZUMA_DEBUG", "0") != "0"
 """Whether `select_tokens` counts the scores that are not finite and raises `RunError` where there are any, which takes
@@ -43,12 +46,9 @@ def engine_for(*tensors: Tensor | None, engine: str = "auto") -> str:
         if (why := ENGINES[engine].obstacle(*tensors)) is not None:
             raise UserError(f"engine: {engine!r} cannot run: {why}")
         return engine
-    on_cpu = all(x is None or x.device.type == "cpu" for x in tensors)
-    if on_cpu and cpu.MISSING is not None:
+    if cpu.MISSING is not None and all(x is None or x.device.type == "cpu" for x in tensors):
         _warn_once(f"the C++ engine is missing ({cpu.MISSING}); the slow reference engine takes its place on the CPU")
-    # On the CPU, Triton's kernels run in its interpreter: to check them, not to get work done.
-    candidates = [name for name in ENGINES if not (on_cpu and name == "triton")]
-    return next(name for name in candidates if ENGINES[name].obstacle(*tensors) is None)
+    return next(name for name in AUTO if ENGINES[name].obstacle(*tensors) is None)
 
 
 @functools.cache

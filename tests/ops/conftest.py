@@ -32,7 +32,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip(why)
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "reference":
-            patch.setattr(dispatch, "ENGINES", {"reference": reference})
+            patch.setattr(dispatch, "AUTO", ("reference",))
         if request.param == "triton":
             patch.setattr(dispatch, "engine_for", prefer_triton)
         patch.setattr(cases, "current", cases.PRECISION[request.param])
@@ -40,7 +40,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def prefer_triton(*tensors: Tensor | None, engine: str = "auto") -> str:
-    """What `auto` would answer if CPU tensors were on a GPU."""
+    """What `auto` would answer if it took triton wherever that can run."""
     if engine == "auto" and triton.obstacle(*tensors) is None:
         engine = "triton"
     return engine_for(*tensors, engine=engine)

@@ -32,7 +32,7 @@ def engine() -> None:
 # When it answers.
 
 
-def test_auto_never_takes_the_interpreter() -> None:
+def test_auto_does_not_take_what_no_gpu_has_run() -> None:
     for dtype in (torch.float16, torch.float32, torch.bfloat16):
         assert engine_for(torch.zeros(1, dtype=dtype)) != "triton"
 
