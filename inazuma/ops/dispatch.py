@@ -26,8 +26,8 @@ from inazuma.ops.contract import check_attention, check_index, check_indices, ch
 ENGINES = {"triton": triton, "cpu": cpu, "reference": reference}
 
 AUTO = ("cpu", "reference")
-"""What `engine="auto"` may take, the fastest first. Not triton: its kernels are right in Triton's interpreter and compile
-for every GPU, but have not run on one yet; `benchmarks/gpu.py` is what must pass there first."""
+"""What `engine="auto"` may take, the fastest first. Not triton: its kernels are right in Triton's interpreter and they
+compile for every GPU, but none has run them yet; `benchmarks/gpu.py` is what must pass there first."""
 
 debug = os.environ.get("INAZUMA_DEBUG", "0") != "0"
 """Whether `select_tokens` counts the scores that are not finite and raises `RunError` where there are any, which takes
