@@ -68,6 +68,11 @@ def _by_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def _keys_by_rows(x: Tensor, indices: Tensor | None) -> Tensor:
+    """Rows that many queries gather are widened to float32 once, which is exact, rather than at every gather."""
+    return _by_rows(x if indices is None else x.float())
+
+
 def _packed(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if x is None else x.to(dtype).contiguous()
 
@@ -121,7 +126,8 @@ def _attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     problem = _attention_problem(q, k, v, scale)
-    q, k, v, sink = _by_rows(q), _by_rows(k), _by_rows(v), _packed(sink, torch.float32)
+    q, sink = _by_rows(q), _packed(sink, torch.float32)
+    k, v = _keys_by_rows(k, indices), _keys_by_rows(v, indices)
     kept = _keys(problem, indices, first, last)
     out = q.new_empty(*q.shape[:3], v.shape[-1])
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
@@ -149,13 +155,15 @@ def _attention_backward(
     delta: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = _attention_problem(q, k, v, scale)
-    q, k, v, dout, delta = _by_rows(q), _by_rows(k), _by_rows(v), _by_rows(dout), _packed(delta, torch.float32)
+    dtype = k.dtype
+    q, dout, delta = _by_rows(q), _by_rows(dout), _packed(delta, torch.float32)
+    k, v = _keys_by_rows(k, indices), _keys_by_rows(v, indices)
     kept = _keys(problem, indices, first, last)
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     sources = (rows(x) for x in (q, k, v, dout))
     call("attention_backward", problem, *sources, *(_pointer(x) for x in (lse, delta, dq, dk, dv)))
     del kept
-    return dq, dk, dv
+    return dq, dk.to(dtype), dv.to(dtype)
 
 
 @_attention_backward.register_fake
@@ -199,7 +207,8 @@ def _index_loss(
     """The loss and, where `learns`, its gradients to the index tensors (empty otherwise)."""
     problem = _attention_problem(q, k, None, scale)
     problem.I, problem.C = index_q.shape[2:]
-    index_q, index_k, q, k = (_by_rows(x) for x in (index_q, index_k, q, k))
+    index_q, q, dtype = _by_rows(index_q), _by_rows(q), index_k.dtype
+    index_k, k = _keys_by_rows(index_k, indices), _keys_by_rows(k, indices)
     weights, lse = _packed(index_w, torch.float32), _packed(lse, torch.float32)
     kept = _keys(problem, indices, first, last)
     loss = q.new_empty((), dtype=torch.float32)
@@ -218,7 +227,8 @@ def _index_loss(
         *pointers,
     )
     del kept
-    return loss, gradients[0], gradients[1], gradients[2].to(index_w.dtype, copy=False)
+    dindex_q, dindex_k, dindex_w = gradients
+    return loss, dindex_q, dindex_k.to(dtype), dindex_w.to(index_w.dtype)
 
 
 @_index_loss.register_fake
