@@ -69,8 +69,9 @@ def _by_rows(x: Tensor) -> Tensor:
 
 
 def _keys_by_rows(x: Tensor, indices: Tensor | None) -> Tensor:
-    """Rows that many queries gather are widened to float32 once, which is exact, rather than at every gather."""
-    return _by_rows(x if indices is None else x.float())
+    """Rows that are gathered more than once are widened to float32 beforehand, which is exact, not at every gather."""
+    often = indices is not None and indices.shape[1] * indices.shape[2] > x.shape[1]
+    return _by_rows(x.float() if often else x)
 
 
 def _packed(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
