@@ -102,10 +102,8 @@ def forward(gpu: Limits, widths: Widths, sparse: bool) -> Tiles:
         tile = Tiles(32, 32, 4, 2)
     elif not gpu.roomy:
         tile = Tiles(32, 32, 8, 2)
-    elif gpu.shared < 227 << 10:
-        tile = Tiles(64 if sparse else 32, 32, 8, 2)
     else:
-        tile = Tiles(64, 64 if sparse else 32, 8, 2)
+        tile = Tiles(64 if sparse else 32, 32, 8, 2)
     return at_most(tile, widths.heads) if sparse else tile
 
 
