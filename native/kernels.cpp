@@ -82,9 +82,27 @@ constexpr int HEADS = 4;                // index heads at once: WIDE * HEADS acc
 
 void pack(const float* const* rows, int n, int C, float* out) {
   constexpr int panel = WIDE * VL;
-  for (int s = 0; s < n; ++s)
+  using X = Lanes<4>::F;
+  int s = 0;
+  for (; s + 4 <= n; s += 4) {
+    int c = 0;
+    for (; c + 4 <= C; c += 4) {  // four keys by four numbers, which shuffles transpose
+      const X a = Lanes<4>::load(rows[s] + c), b = Lanes<4>::load(rows[s + 1] + c);
+      const X d = Lanes<4>::load(rows[s + 2] + c), e = Lanes<4>::load(rows[s + 3] + c);
+      const X ab = X{a[0], b[0], a[1], b[1]}, de = X{d[0], e[0], d[1], e[1]};
+      const X AB = X{a[2], b[2], a[3], b[3]}, DE = X{d[2], e[2], d[3], e[3]};
+      float* at = out + int64_t(c) * panel + s;
+      Lanes<4>::store(at, X{ab[0], ab[1], de[0], de[1]});
+      Lanes<4>::store(at + panel, X{ab[2], ab[3], de[2], de[3]});
+      Lanes<4>::store(at + 2 * panel, X{AB[0], AB[1], DE[0], DE[1]});
+      Lanes<4>::store(at + 3 * panel, X{AB[2], AB[3], DE[2], DE[3]});
+    }
+    for (; c < C; ++c)
+      for (int j = s; j < s + 4; ++j) out[c * panel + j] = rows[j][c];
+  }
+  for (; s < n; ++s)
     for (int c = 0; c < C; ++c) out[c * panel + s] = rows[s][c];
-  for (int s = n; s < panel; ++s)
+  for (; s < panel; ++s)
     for (int c = 0; c < C; ++c) out[c * panel + s] = 0.0f;
 }
 
