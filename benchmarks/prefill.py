@@ -1,7 +1,7 @@
 """Prefill of a DeepSeek-V3.2 checkpoint by inazuma and by transformers: `python benchmarks/prefill.py`.
 
-Both read the same folder, a small model of random weights that inazuma writes, and run one forward pass over the same
-tokens, each in a process of its own. The record (seconds, memory, and how far the last logits are apart) goes to
+Both read the same folder, a small model of random weights that inazuma writes, and read the same prompt into their
+cache, each in a process of its own. The record (seconds, memory, and how far the last logits are apart) goes to
 `benchmarks/results/prefill.json`.
 """
 
@@ -21,6 +21,8 @@ import torch
 from inazuma import load
 from inazuma.files import write_json
 from inazuma.model import ModelConfig, Transformer
+from inazuma.model.cache import Cache
+from inazuma.model.generate import prefill
 from inazuma.runs import surroundings
 
 RESULT = Path(__file__).parent / "results" / "prefill.json"
@@ -39,14 +41,17 @@ def measure(program: str, folder: str, length: int, repeats: int, threads: int) 
     torch.set_num_threads(threads)
     if program == "inazuma":
         model = load(folder)
-        run = model
+
+        def run(ids):  # as `generate` reads a prompt
+            lengths = torch.tensor([ids.shape[1]])
+            return prefill(model, ids, lengths, Cache(1, ids.shape[1]))[0]
     else:
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
         def run(ids):
-            return model(ids, use_cache=False).logits
+            return model(ids, logits_to_keep=1).logits[0, -1]
 
     ids = torch.randint(VOCABULARY, (1, length), generator=torch.Generator().manual_seed(0))
     run(ids[:, :64])
@@ -54,7 +59,7 @@ def measure(program: str, folder: str, length: int, repeats: int, threads: int) 
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
-        logits = run(ids)[0, -1].tolist()  # all others are freed: the next pass makes them anew
+        logits = run(ids).tolist()
         seconds.append(time.perf_counter() - started)
     peak = resident("VmHWM")
     return {"seconds": seconds, "peak": peak, "added": peak - before, "logits": logits}

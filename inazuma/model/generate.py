@@ -37,6 +37,27 @@ def sample(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_k: int 
     return tokens.gather(-1, place.clamp(max=tokens.shape[-1] - 1))[:, 0]
 
 
+def prefill(model: Transformer, ids_BT: Tensor, lengths_B: Tensor, cache: Cache) -> Tensor:
+    """Reads prompts into an empty cache, `PREFILL` tokens at a time, so that memory does not grow with their length.
+
+    Args:
+        ids_BT: int64 `[B,T]`, each row's prompt and, behind it, anything.
+        lengths_B: int64 `[B]`, how many tokens of each row are its prompt.
+
+    Returns:
+        logits `[B,vocab_size]` of the token after each prompt.
+    """
+    rows, longest = ids_BT.shape
+    logits_BV = torch.empty(rows, model.config.vocab_size, device=ids_BT.device)
+    for start in range(0, longest, PREFILL):
+        logits_BTV = model(ids_BT[:, start : start + PREFILL], cache=cache)
+        ends = lengths_B - 1 - start  # where in this piece each prompt's last token lies, if it does
+        here = (ends >= 0) & (ends < logits_BTV.shape[1])
+        logits_BV[here] = logits_BTV[here, ends[here]].to(logits_BV.dtype)
+    cache.truncate(lengths_B)
+    return logits_BV
+
+
 @torch.inference_mode()
 def generate(
     model: Transformer,
@@ -93,13 +114,7 @@ def generate(
         ids[row, : len(prompt)] = torch.tensor(prompt, device=device)
 
     cache = Cache(len(rows), longest + max_new_tokens, device)
-    logits_BV = torch.empty(len(rows), config.vocab_size, device=device)
-    for start in range(0, longest, PREFILL):
-        logits_BTV = model(ids[:, start : start + PREFILL], cache=cache)
-        ends = lengths - 1 - start  # where in this piece each prompt's last token lies, if it does
-        here = (ends >= 0) & (ends < logits_BTV.shape[1])
-        logits_BV[here] = logits_BTV[here, ends[here]].to(logits_BV.dtype)
-    cache.truncate(lengths)
+    logits_BV = prefill(model, ids, lengths, cache)
 
     running = set(range(len(rows)))
     for _ in range(max_new_tokens):
