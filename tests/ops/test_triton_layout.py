@@ -77,33 +77,31 @@ def test_no_view_changes_a_result(change) -> None:
         torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5)
 
 
-def test_heads_may_lie_more_than_2_to_the_31_elements_apart(tmp_path: Path) -> None:
-    """In a file with holes, which takes neither memory nor disk: 32 bits cannot count to the second head."""
-    far = (1 << 31) + 24
+def test_heads_may_begin_more_than_2_to_the_31_elements_apart(tmp_path: Path) -> None:
+    """In a file with holes, which takes neither memory nor disk: strides fit 32 bits, twice a stride does not."""
+    apart = (1 << 30) + 24
     path = tmp_path / "holes"
+    size = 2 * apart + 1024
     with path.open("wb") as file:
-        file.truncate(2 * (far + 1024))
-    storage = torch.from_file(str(path), shared=True, size=far + 1024, dtype=torch.float16)
-    plain = make_inputs(88, dtype=torch.float16, batch=1, queries=3, keys=5, heads=2, groups=2, width=8, value_width=8)
+        file.truncate(2 * size)
+    storage = torch.from_file(str(path), shared=True, size=size, dtype=torch.float16)
+    sizes = {"heads": 3, "groups": 3, "width": 8, "value_width": 8, "index_heads": 3, "index_width": 8}
+    plain = make_inputs(88, dtype=torch.float16, batch=1, queries=3, keys=5, **sizes)
     plain = plain._replace(q=plain.q / 4)
 
-    def apart(x: Tensor, begin: int) -> Tensor:
-        view = storage.as_strided(x.shape, (0, x.shape[-1], far, 1), begin)
+    def spread(x: Tensor, begin: int) -> Tensor:
+        view = storage.as_strided(x.shape, (0, x.shape[-1], apart, 1), begin)
         view.copy_(x)
         return view
 
-    distant = plain._replace(
-        q=apart(plain.q, 0),
-        k=apart(plain.k, 128),
-        v=apart(plain.v, 256),
-        index_q=apart(plain.index_q, 384),
-    )
+    begins = {"q": 0, "k": 128, "v": 256, "index_q": 384}
+    distant = plain._replace(**{name: spread(getattr(plain, name), begin) for name, begin in begins.items()})
     first, last = torch.zeros(1, 3, dtype=torch.int32), torch.tensor([[2, 3, 4]], dtype=torch.int32)
     indices = torch.tensor([[[0, 2, -1], [0, 1, 3], [4, 2, 1]]], dtype=torch.int32)
     results = []
     for inputs in (plain, distant):
         leaves = [x.detach().requires_grad_() for x in inputs]
-        out = outputs(Inputs(*leaves), first, last, indices, torch.zeros(2, dtype=torch.float16), "triton")
+        out = outputs(Inputs(*leaves), first, last, indices, torch.zeros(3, dtype=torch.float16), "triton")
         chosen = select_tokens(*inputs.index, 3, first=first, last=last, engine="triton")
         results.append([*out, *gradients(out, leaves), chosen])
     for near, distant_one in zip(*results, strict=True):

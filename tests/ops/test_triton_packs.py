@@ -32,11 +32,14 @@ def selections(B: int, T: int, S: int, K: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("pack", [1, 3, 8])
 @pytest.mark.parametrize("slab", [1, 1 << 28])
-def test_a_union_lists_who_keeps_what(pack: int, slab: int) -> None:
+def test_a_union_lists_who_keeps_what(pack: int, slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many blocks there are of kept keys, of keys and of packs."""
     from inazuma.ops.triton.packs import unions
 
     B, T, S = 2, 13, 21
     indices = selections(B, T, S, 6, seed=1)
+    monkeypatch.setattr(tiles, "UNION_BLOCK", 4)
+    monkeypatch.setattr(tiles, "SELECT_BLOCK", 8)
     seen = 0
     with patch("inazuma.ops.triton.launch.SLAB_BYTES", slab):
         for union in unions(indices, S, pack):
