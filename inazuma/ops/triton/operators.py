@@ -21,6 +21,7 @@ from inazuma.ops.triton.launch import (
     atomic,
     by_rows,
     chunks,
+    keys_and_values,
     limits,
     on_its_gpu,
     options,
@@ -204,7 +205,7 @@ def _attention(
     last: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    q, k, v = by_rows(q), by_rows(k), by_rows(v)
+    q, (k, v) = by_rows(q), keys_and_values(k, v)
     if indices is not None:
         check_range(indices, k.shape[1])
         indices = indices.contiguous()
@@ -244,7 +245,7 @@ def _attention_backward(
 
     any_order: whether gradients of kept keys may be summed in any order.
     """
-    q, k, v, dout, dlse = by_rows(q), by_rows(k), by_rows(v), dout.contiguous(), dlse.contiguous()
+    q, (k, v), dout, dlse = by_rows(q), keys_and_values(k, v), by_rows(dout.contiguous()), dlse.contiguous()
     if indices is not None:
         indices = indices.contiguous()
     B, S, G, _ = k.shape
