@@ -34,6 +34,12 @@ debug = os.environ.get("INAZUMA_DEBUG", "0") != "0"
 as long as the reference's selection. Without it such keys are kept only where finite scores do not fill a row."""
 
 
+deterministic = os.environ.get("INAZUMA_DETERMINISTIC", "1") != "0"
+"""Whether the same call gives the same bits in every run. Without it the triton engine adds the gradients of kept keys
+atomically, in whatever order they come: no map of who reads a key is made, and sums differ by their rounding. With
+`torch.use_deterministic_algorithms(True)` it is as if this were True. Selection is always deterministic."""
+
+
 def engine_for(*tensors: Tensor | None, engine: str = "auto") -> str:
     """The name of the engine that an operator with these tensors would use.
 

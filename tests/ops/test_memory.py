@@ -12,9 +12,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from inazuma.ops import dense_attention, dsa, index_loss, sparse_attention
+from inazuma.ops.triton import tiles
 from tests.ops.cases import Inputs, make_inputs
 
 LENGTH = 4096
+
+
+@pytest.fixture(autouse=True)
+def small_slabs_in_large_tiles(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the triton engine: its slab of 256 MiB would hold all of T×S here, and its interpreter takes hours for tiles
+    of a GPU's size, seconds for few large ones."""
+    if engine == "triton":
+        monkeypatch.setattr("inazuma.ops.triton.launch.SLAB_BYTES", 4 << 20)
+        monkeypatch.setattr(tiles, "EXACT", tiles.Tiles(512, 512, 8, 1))
 
 
 class MemoryWatch(TorchDispatchMode):

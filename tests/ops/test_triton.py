@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from inazuma.errors import UserError
-from inazuma.ops import dense_attention, dsa, select_tokens, sparse_attention, triton
+from inazuma.ops import dense_attention, dispatch, dsa, select_tokens, sparse_attention, triton
 from inazuma.ops.dispatch import engine_for
 from inazuma.ops.triton import tiles
 from tests.ops import oracle
@@ -183,6 +183,29 @@ def test_a_slab_of_any_size_gives_the_same() -> None:
 
 
 @needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_without_determinism_gradients_are_the_definitions_and_no_map_is_made(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's own demand for determinism comes before the permission."""
+    inputs = make_inputs(85, dtype=dtype, keys=21, groups=1, width=24, value_width=16, largest_integer=2)
+    inputs = inputs._replace(q=inputs.q / 8, index_w=inputs.index_w / 8)
+    expected = everything(inputs.map(Tensor.double), 6, "reference")
+    everything(inputs, 6, "triton")  # the modules exist once they have been used
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "deterministic", False)
+        for module in ("operators", "loss_operator"):
+            patch.setattr(f"inazuma.ops.triton.{module}.pairs_by_key", None)
+        assert_same(everything(inputs, 6, "triton"), expected, dtype)
+        torch.use_deterministic_algorithms(True)
+        try:
+            with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+                everything(inputs, 6, "triton")
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+@needs_triton
 def test_keys_between_spans_may_hold_anything() -> None:
     """Queries that share a tile see keys on either side of some that nobody reads."""
     inputs = make_inputs(78, batch=1, queries=4, keys=12, heads=2, dtype=torch.float32)
@@ -232,7 +255,7 @@ def test_the_operators_are_registered_as_pytorch_wants_them() -> None:
     for operator, arguments in (
         (operators.triton_select_tokens, (*inputs.index, 3, *ends)),
         (operators.triton_attention, (*inputs.attention, torch.zeros(4), indices, None, None, 0.5)),
-        (operators.triton_index_loss, (*inputs.index, *teacher, None, *ends, 0.5, True)),
+        (operators.triton_index_loss, (*inputs.index, *teacher, None, *ends, 0.5, True, False)),
     ):
         checked = "test_schema", "test_autograd_registration", "test_faketensor"
         torch.library.opcheck(operator, arguments, test_utils=checked)

@@ -27,7 +27,8 @@ SHARED_MEMORY = {
 data share of CDNA 3)."""
 SPILLED = 64
 """Bytes a thread may spill: a few registers that are set aside once, outside a loop."""
-WITHOUT_PRODUCTS = {"keep_best", "loss_of_rows", "query_ranges", "sum_pairs"}
+OF_PACKS = {"list_holders", "mark_holders"}
+WITHOUT_PRODUCTS = {"keep_best", "loss_of_rows", "query_ranges", "sum_pairs"} | OF_PACKS
 KERNELS = WITHOUT_PRODUCTS | {
     "attention_backward_keys",
     "attention_backward_queries",
@@ -68,7 +69,7 @@ def test_every_kernel_fits_the_gpu(target: str) -> None:
 def assert_fits(target: str, *widths: str) -> None:
     """All widths, or those named."""
     records = compiled_for(target, *widths)
-    assert {record["kernel"] for record in records} == KERNELS
+    assert {record["kernel"] for record in records} == (KERNELS - OF_PACKS if widths == ("absorbed",) else KERNELS)
     problems = []
     for record in records:
         # NVIDIA's tensor cores have no float32 products.

@@ -8,7 +8,9 @@ interpreter, in which the other tests run, takes the compiler's place once Trito
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from inazuma.ops import dispatch
 from inazuma.ops.contract import resolve_spans
 from inazuma.ops.triton import loss_operator, operators, tiles
 from tests.ops.test_triton_compile import SHARED_MEMORY
@@ -31,19 +34,21 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 WIDTHS = {
     "absorbed": {"H": 128, "G": 1, "Dk": 576, "Dv": 512},
     "absorbed, 8 heads": {"H": 8, "G": 1, "Dk": 576, "Dv": 512},
+    "absorbed, 8 heads, unaligned": {"H": 8, "G": 1, "Dk": 576, "Dv": 512},
     "latent, values apart": {"H": 16, "G": 1, "Dk": 576, "Dv": 512},
     "wide": {"H": 16, "G": 2, "Dk": 256, "Dv": 256},
     "grouped": {"H": 32, "G": 8, "Dk": 128, "Dv": 128},
     "narrow": {"H": 8, "G": 1, "Dk": 64, "Dv": 64},
 }
 """Widths of the attention that are compiled for each target, in bfloat16; the last two in the other dtypes too. In
-"absorbed" the values are the first columns of the keys."""
+"absorbed" the values are the first columns of the keys; "unaligned" tensors begin 2 bytes past a multiple of 16."""
 TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.float32: "*fp32",
     torch.int32: "*i32",
     torch.int64: "*i64",
+    torch.uint8: "*u8",
 }
 
 
@@ -60,7 +65,8 @@ def source_of(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
             signature[parameter.name], constants[parameter.name] = "constexpr", value
         elif isinstance(value, Tensor):
             signature[parameter.name] = TYPES[value.dtype]
-            attributes[place,] = [["tt.divisibility", 16]]
+            if value.data_ptr() % 16 == 0:
+                attributes[place,] = [["tt.divisibility", 16]]
         elif isinstance(value, int):
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0:
@@ -89,28 +95,30 @@ def report(target: GPUTarget, compiled: Any) -> dict[str, int]:
     return {"shared": compiled.metadata.shared, "spilled": stack, "registers": registers, "products": products}
 
 
-def everything(widths: dict[str, int], dtype: torch.dtype, absorbed: bool) -> None:
+def everything(widths: dict[str, int], dtype: torch.dtype, absorbed: bool, unaligned: bool) -> None:
     """Launches every kernel, with every flag, on tensors of these widths."""
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(unaligned + math.prod(shape), dtype=dtype)[int(unaligned) :].view(shape)
+
     H, G, Dk, Dv = widths.values()
     B, T, S, K, heads, width = 1, 128, 256, 64, 64, 128
-    q = torch.zeros(B, T, H, Dk, dtype=dtype)
-    k = torch.zeros(B, S, G, Dk, dtype=dtype)
-    v = k[..., :Dv] if absorbed else torch.zeros(B, S, G, Dv, dtype=dtype)
-    q.requires_grad_(), k.requires_grad_()
+    q, k = zeros(B, T, H, Dk).requires_grad_(), zeros(B, S, G, Dk).requires_grad_()
+    v = k[..., :Dv] if absorbed else zeros(B, S, G, Dv)
     indices = torch.arange(K, dtype=torch.int32).expand(B, T, K).contiguous()
     spans = resolve_spans(None, None, q, S)
-    index = (torch.zeros(shape, dtype=dtype) for shape in ((B, T, heads, width), (B, S, width), (B, T, heads)))
+    index = (zeros(*shape) for shape in ((B, T, heads, width), (B, S, width), (B, T, heads)))
     index_q, index_k, index_w = (x.requires_grad_() for x in index)
     operators.select_tokens(index_q.detach(), index_k.detach(), index_w.detach(), K, spans)
     teacher = q.detach(), k.detach(), torch.zeros(B, T, H)
-    loss_operator.index_loss(index_q, index_k, index_w, *teacher, indices, None, 1.0)
     loss_operator.index_loss(index_q, index_k, index_w, *teacher, None, spans, 1.0)
     for sink in (None, torch.zeros(H)):
-        for out, _ in (
-            operators.sparse_attention(q, k, v, indices, 1.0, sink),
-            operators.dense_attention(q, k, v, spans, 1.0, sink),
-        ):
-            out.sum().backward()
+        operators.dense_attention(q, k, v, spans, 1.0, sink)[0].sum().backward()
+    for sink, packed, deterministic in itertools.product((None, torch.zeros(H)), (True, False), (True, False)):
+        operators.tiles.packs = lambda *_, packed=packed: packed
+        dispatch.deterministic = deterministic
+        loss_operator.index_loss(index_q, index_k, index_w, *teacher, indices, None, 1.0)
+        operators.sparse_attention(q, k, v, indices, 1.0, sink)[0].sum().backward()
 
 
 def compile_all(name: str, chosen: list[str]) -> list[dict[str, Any]]:
@@ -129,7 +137,8 @@ def compile_all(name: str, chosen: list[str]) -> list[dict[str, Any]]:
             return
         done.add(key)
         compiled = triton.compile(source, target=target, options=options)
-        sizes = {x: arguments[x] for x in ("ROWS", "KEYS", "QUERIES", "BLOCK", "SPARSE") if x in arguments}
+        flags = "ROWS", "KEYS", "QUERIES", "BLOCK", "SPARSE", "PACK", "ATOMIC"
+        sizes = {x: arguments[x] for x in flags if x in arguments}
         record = {"target": name, "kernel": kernel.__name__, "widths": where, **sizes, **options}
         records.append(record | report(target, compiled))
 
@@ -140,7 +149,7 @@ def compile_all(name: str, chosen: list[str]) -> list[dict[str, Any]]:
         for dtype in TYPES if label in ("grouped", "narrow") else [torch.bfloat16]:
             if dtype.is_floating_point:
                 where = f"{label}, {str(dtype)[6:]}"
-                everything(WIDTHS[label], dtype, absorbed=label.startswith("absorbed"))
+                everything(WIDTHS[label], dtype, label.startswith("absorbed"), label.endswith("unaligned"))
     return records
 
 

@@ -1,5 +1,5 @@
-"""The Triton engine for NVIDIA and AMD GPUs: kernels in `attention.py`, `selection.py`, `loss.py` and `pairs.py`, their
-tile sizes in `tiles.py`, and the operators that launch them in `operators.py` and `loss_operator.py`.
+"""The Triton engine for NVIDIA and AMD GPUs: kernels in `attention.py`, `selection.py`, `loss.py`, `pairs.py` and
+`packs.py`, their tile sizes in `tiles.py`, and the operators that launch them in `operators.py` and `loss_operator.py`.
 
 Triton is imported when an operator first runs, so a machine without it loses nothing.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import os
 from collections.abc import Callable
 
@@ -23,6 +24,10 @@ MODULES = {
 """Where each operator is."""
 WIDEST = {torch.bfloat16: 576, torch.float16: 576, torch.float32: 128}
 """The widest head for each dtype whose tiles fit the smallest GPU (64 KiB of shared memory)."""
+MOST_BATCH = 65_535
+"""A grid's third side."""
+MOST_ROWS = 1 << 30
+"""Rows (of heads, keys or queries) are counted in int32, a tile past the last; where they begin, in int64."""
 
 
 def obstacle(*tensors: Tensor | None) -> str | None:
@@ -42,6 +47,8 @@ def obstacle(*tensors: Tensor | None) -> str | None:
             return f"heads of width {x.shape[-1]} in {x.dtype} do not fit a GPU's shared memory ({WIDEST[x.dtype]} do)"
         if x.numel() == 0:
             return "a tensor is empty"
+        if x.dim() > 2 and (x.shape[0] > MOST_BATCH or math.prod(x.shape[:-1]) > MOST_ROWS):
+            return f"{list(x.shape)} has more than {MOST_BATCH} batch entries or {MOST_ROWS} rows"
     return None
 
 

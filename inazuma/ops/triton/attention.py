@@ -3,7 +3,8 @@
 One source serves both kinds of set. A *row* is a query head of a query: row r of a key-value head's group is query
 r // N, head r % N, with N = H / G heads to the group.
 
-    SPARSE     a program's rows are heads of one query, its keys are those that `indices` keeps, gathered
+    SPARSE     a program's rows are heads of one query, its keys are those that `indices` keeps, gathered; with
+               PACK > 1 those of PACK neighbouring queries, and the keys those that any of them keeps (`packs.py`)
     otherwise  rows of neighbouring queries lie packed in one tile, and it reads every key from the lowest `first` to
                the highest `last` among them
 
@@ -38,9 +39,27 @@ def put_columns(x, offsets, kept, values, START: tl.constexpr, SIZE: tl.constexp
 
 
 @triton.jit
-def rows_of_tile(tile, T, N, ROWS: tl.constexpr, SPARSE: tl.constexpr):
+def add_columns(x, offsets, kept, values, START: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+    """Adds to what `columns` would read, in float32 and in no particular order."""
+    column = START + tl.arange(0, SIZE)
+    mask = kept[:, None] & (column < WIDTH)[None, :]
+    tl.atomic_add(x + offsets[:, None] + column[None, :], values, mask=mask, sem="relaxed")
+
+
+@triton.jit
+def offsets_of(batch, row, head, by_batch, by_row, by_head):
+    """Where rows begin, int64: a head times its stride passes 2^31 where heads come before rows in memory."""
+    return batch * by_batch + tl.cast(row, tl.int64) * by_row + tl.cast(head, tl.int64) * by_head
+
+
+@triton.jit
+def rows_of_tile(tile, T, N, ROWS: tl.constexpr, SPARSE: tl.constexpr, PACK: tl.constexpr):
     """The query and the head of each row of a tile, int32 `[ROWS]`, and which rows exist."""
-    if SPARSE:
+    if PACK > 1:
+        row = tl.arange(0, ROWS)
+        query, head = tile * PACK + row // N, row % N
+        exists = (row < PACK * N) & (query < T)
+    elif SPARSE:
         blocks = tl.cdiv(N, ROWS)
         head = (tile % blocks) * ROWS + tl.arange(0, ROWS)
         query = tl.zeros_like(head) + tile // blocks
@@ -63,12 +82,27 @@ def spans_of_rows(first, last, batch, query, exists, T, S):
 
 
 @triton.jit
+def kept_keys(chosen, holders, start, high, N, ROWS: tl.constexpr, KEYS: tl.constexpr, PACK: tl.constexpr):
+    """A tile of the keys that a list holds, which of them exist, and which row keeps which (`[1,KEYS]`: all alike)."""
+    place = start + tl.arange(0, KEYS)
+    key = tl.load(chosen + place, mask=place < high, other=-1)
+    read = key >= 0
+    if PACK > 1:
+        bits = tl.load(holders + place, mask=place < high, other=0).to(tl.int32)
+        seen = (bits[None, :] >> (tl.arange(0, ROWS) // N)[:, None]) & 1 > 0
+    else:
+        seen = read[None, :]
+    return key, read, seen
+
+
+@triton.jit
 def attention_forward(
     q,
     k,
     v,
-    sink,
     indices,
+    holders,
+    counts,
     first,
     last,
     out,
@@ -86,7 +120,9 @@ def attention_forward(
     S,
     K,
     N,
+    tile_begin,
     scale,
+    sink,
     DK: tl.constexpr,
     DK_MAIN: tl.constexpr,
     DK_REST: tl.constexpr,
@@ -94,20 +130,31 @@ def attention_forward(
     DV_TILE: tl.constexpr,
     VALUES_IN_KEYS: tl.constexpr,
     SPARSE: tl.constexpr,
+    PACK: tl.constexpr,
     HAS_SINK: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """Grid (tiles of rows, G, B). Writes `out [B,T,H,Dv]` and `lse [B,T,H]`, both contiguous."""
-    tile, group, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    """Grid (tiles of rows from `tile_begin` on, G, B). Writes `out [B,T,H,Dv]` and `lse [B,T,H]`, both contiguous.
+
+    `indices [B,T,K]`; with PACK > 1 the launch's packs have lists of their own: `indices` and `holders` `[B,tiles,K]`,
+    of which the first `counts [B,tiles]` count.
+    """
+    group, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    tile = tile_begin + tl.program_id(0)
     heads = tl.num_programs(1) * N
-    query, head, exists = rows_of_tile(tile, T, N, ROWS, SPARSE)
+    query, head, exists = rows_of_tile(tile, T, N, ROWS, SPARSE, PACK)
     head += group * N
-    q_offsets = batch * q_batch + query.to(tl.int64) * q_row + head * q_head
+    q_offsets = offsets_of(batch, query, head, q_batch, q_row, q_head)
     q_main = columns(q, q_offsets, exists, 0, DK_MAIN, DK)
     if DK_REST > 0:
         q_rest = columns(q, q_offsets, exists, DK_MAIN, DK_REST, DK)
-    if SPARSE:
+    if PACK > 1:
+        pack = batch * tl.num_programs(0) + tl.program_id(0)
+        low, high = 0, tl.load(counts + pack)
+        chosen = indices + pack * K
+        holders += pack * K
+    elif SPARSE:
         low, high = 0, K
         chosen = indices + (batch * T + tile // tl.cdiv(N, ROWS)) * K
     else:
@@ -120,15 +167,13 @@ def attention_forward(
         total = tl.zeros([ROWS], tl.float32)
     mix = tl.zeros([ROWS, DV_TILE], tl.float32)
     for start in range(low, high, KEYS):
-        key = start + tl.arange(0, KEYS)
         if SPARSE:
-            key = tl.load(chosen + key, mask=key < K, other=-1)
-            read = key >= 0
-            seen = read[None, :]
+            key, read, seen = kept_keys(chosen, holders, start, high, N, ROWS, KEYS, PACK)
         else:
+            key = start + tl.arange(0, KEYS)
             seen = (key[None, :] >= begin[:, None]) & (key[None, :] <= end[:, None])
             read = tl.max(seen.to(tl.int32), 0) > 0  # the others may hold NaN, and 0 * NaN is NaN
-        k_offsets = batch * k_batch + key.to(tl.int64) * k_row + group * k_group
+        k_offsets = offsets_of(batch, key, group, k_batch, k_row, k_group)
         k_main = columns(k, k_offsets, read, 0, DK_MAIN, DK)
         scores = tl.dot(q_main, tl.trans(k_main), input_precision="ieee")
         if DK_REST > 0:
@@ -143,7 +188,7 @@ def attention_forward(
         if VALUES_IN_KEYS:
             values = k_main
         else:
-            v_offsets = batch * v_batch + key.to(tl.int64) * v_row + group * v_group
+            v_offsets = offsets_of(batch, key, group, v_batch, v_row, v_group)
             values = columns(v, v_offsets, read, 0, DV_TILE, DV)
         mix = tl.dot(weights.to(values.dtype), values, mix * shrink[:, None], input_precision="ieee")
         largest = above
@@ -160,6 +205,8 @@ def attention_backward_queries(
     k,
     v,
     indices,
+    holders,
+    counts,
     first,
     last,
     out,
@@ -181,6 +228,7 @@ def attention_backward_queries(
     S,
     K,
     N,
+    tile_begin,
     scale,
     DK: tl.constexpr,
     DK_MAIN: tl.constexpr,
@@ -189,6 +237,7 @@ def attention_backward_queries(
     DV_TILE: tl.constexpr,
     VALUES_IN_KEYS: tl.constexpr,
     SPARSE: tl.constexpr,
+    PACK: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
@@ -196,12 +245,13 @@ def attention_backward_queries(
 
     `out`, `dout`, `lse` and `dlse` are contiguous.
     """
-    tile, group, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    group, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    tile = tile_begin + tl.program_id(0)
     heads = tl.num_programs(1) * N
-    query, head, exists = rows_of_tile(tile, T, N, ROWS, SPARSE)
+    query, head, exists = rows_of_tile(tile, T, N, ROWS, SPARSE, PACK)
     head += group * N
     row = (batch * T + query) * heads + head
-    q_offsets = batch * q_batch + query.to(tl.int64) * q_row + head * q_head
+    q_offsets = offsets_of(batch, query, head, q_batch, q_row, q_head)
     q_main = columns(q, q_offsets, exists, 0, DK_MAIN, DK)
     dq_main = tl.zeros([ROWS, DK_MAIN], tl.float32)
     if DK_REST > 0:
@@ -213,21 +263,24 @@ def attention_backward_queries(
     tl.store(delta + row, drop, mask=exists)
     base = tl.load(lse + row, mask=exists, other=0.0)
     base = tl.where(base == float("-inf"), 0.0, base)  # no key is seen there
-    if SPARSE:
+    if PACK > 1:
+        pack = batch * tl.num_programs(0) + tl.program_id(0)
+        low, high = 0, tl.load(counts + pack)
+        chosen = indices + pack * K
+        holders += pack * K
+    elif SPARSE:
         low, high = 0, K
         chosen = indices + (batch * T + tile // tl.cdiv(N, ROWS)) * K
     else:
         begin, end, low, high = spans_of_rows(first, last, batch, query, exists, T, S)
     for start in range(low, high, KEYS):
-        key = start + tl.arange(0, KEYS)
         if SPARSE:
-            key = tl.load(chosen + key, mask=key < K, other=-1)
-            read = key >= 0
-            seen = read[None, :]
+            key, read, seen = kept_keys(chosen, holders, start, high, N, ROWS, KEYS, PACK)
         else:
+            key = start + tl.arange(0, KEYS)
             seen = (key[None, :] >= begin[:, None]) & (key[None, :] <= end[:, None])
             read = tl.max(seen.to(tl.int32), 0) > 0
-        k_offsets = batch * k_batch + key.to(tl.int64) * k_row + group * k_group
+        k_offsets = offsets_of(batch, key, group, k_batch, k_row, k_group)
         k_main = columns(k, k_offsets, read, 0, DK_MAIN, DK)
         scores = tl.dot(q_main, tl.trans(k_main), input_precision="ieee")
         if DK_REST > 0:
@@ -236,7 +289,7 @@ def attention_backward_queries(
         if VALUES_IN_KEYS:
             values = k_main
         else:
-            v_offsets = batch * v_batch + key.to(tl.int64) * v_row + group * v_group
+            v_offsets = offsets_of(batch, key, group, v_batch, v_row, v_group)
             values = columns(v, v_offsets, read, 0, DV_TILE, DV)
         dweights = tl.dot(slope, tl.trans(values), input_precision="ieee")
         weights = tl.exp(tl.where(seen, scores * scale - base[:, None], float("-inf")))
@@ -285,14 +338,16 @@ def attention_backward_keys(
     DV: tl.constexpr,
     DV_TILE: tl.constexpr,
     SPARSE: tl.constexpr,
+    ATOMIC: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
     """Grid (tiles of keys, G, B): what the rows that read a tile's keys owe to its `dk` and `dv`.
 
     SPARSE: tiles are of the pairs (query, kept key) of the `chunk_size` queries from `chunk_begin` on, and
-    `dk [pairs,G,Dk]`, `dv [pairs,G,Dv]` hold what each pair contributes, for `sum_pairs`. Otherwise tiles are of the S
-    keys, `ranges [B,tiles,2]` says which queries can see them, and `dk [B,S,G,Dk]`, `dv [B,S,G,Dv]` are the gradients.
+    `dk [pairs,G,Dk]`, `dv [pairs,G,Dv]` hold what each pair contributes, for `sum_pairs`; if ATOMIC, it is added to the
+    gradients in float32. Otherwise tiles are of the S keys, `ranges [B,tiles,2]` says which queries can see them, and
+    `dk [B,S,G,Dk]`, `dv [B,S,G,Dv]` are the gradients.
     Values are loaded even where the keys hold them: once a program, and sharing one tile's registers made them spill.
     """
     tile, group, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -305,20 +360,20 @@ def attention_backward_keys(
         place = (tile % blocks) * KEYS + tl.arange(0, KEYS)
         key = tl.load(indices + (batch * T + query_low) * K + place, mask=place < K, other=-1)
         read = key >= 0
-        write = (batch * chunk_size + tile // blocks) * K + place
+        write = batch * S + key if ATOMIC else (batch * chunk_size + tile // blocks) * K + place
     else:
         query_low = tl.load(ranges + (batch * tl.num_programs(0) + tile) * 2)
         query_high = tl.load(ranges + (batch * tl.num_programs(0) + tile) * 2 + 1)
         key = tile * KEYS + tl.arange(0, KEYS)
         read = key < S
         write = batch * S + key
-    k_offsets = batch * k_batch + key.to(tl.int64) * k_row + group * k_group
+    k_offsets = offsets_of(batch, key, group, k_batch, k_row, k_group)
     k_main = columns(k, k_offsets, read, 0, DK_MAIN, DK)
     dk_main = tl.zeros([KEYS, DK_MAIN], tl.float32)
     if DK_REST > 0:
         k_rest = columns(k, k_offsets, read, DK_MAIN, DK_REST, DK)
         dk_rest = tl.zeros([KEYS, DK_REST], tl.float32)
-    v_offsets = batch * v_batch + key.to(tl.int64) * v_row + group * v_group
+    v_offsets = offsets_of(batch, key, group, v_batch, v_row, v_group)
     values = columns(v, v_offsets, read, 0, DV_TILE, DV)
     dvalues = tl.zeros([KEYS, DV_TILE], tl.float32)
     for start in range(query_low * N, query_high * N, ROWS):
@@ -331,7 +386,7 @@ def attention_backward_keys(
             begin = tl.load(first + batch * T + query, mask=exists, other=0)
             end = tl.load(last + batch * T + query, mask=exists, other=-1)
             seen = (key[:, None] >= begin[None, :]) & (key[:, None] <= end[None, :])
-        q_offsets = batch * q_batch + query.to(tl.int64) * q_row + head * q_head
+        q_offsets = offsets_of(batch, query, head, q_batch, q_row, q_head)
         place_of_row = (batch * T + query) * heads + head
         base = tl.load(lse + place_of_row, mask=exists, other=0.0)
         base = tl.where(base == float("-inf"), 0.0, base)
@@ -351,7 +406,13 @@ def attention_backward_keys(
         if DK_REST > 0:
             dk_rest = tl.dot(dscores, q_rest, dk_rest, input_precision="ieee")
     write = write.to(tl.int64) * groups + group
-    put_columns(dk, write * DK, read, dk_main * scale, 0, DK_MAIN, DK)
-    if DK_REST > 0:
-        put_columns(dk, write * DK, read, dk_rest * scale, DK_MAIN, DK_REST, DK)
-    put_columns(dv, write * DV, read, dvalues, 0, DV_TILE, DV)
+    if ATOMIC:
+        add_columns(dk, write * DK, read, dk_main * scale, 0, DK_MAIN, DK)
+        if DK_REST > 0:
+            add_columns(dk, write * DK, read, dk_rest * scale, DK_MAIN, DK_REST, DK)
+        add_columns(dv, write * DV, read, dvalues, 0, DV_TILE, DV)
+    else:
+        put_columns(dk, write * DK, read, dk_main * scale, 0, DK_MAIN, DK)
+        if DK_REST > 0:
+            put_columns(dk, write * DK, read, dk_rest * scale, DK_MAIN, DK_REST, DK)
+        put_columns(dv, write * DV, read, dvalues, 0, DV_TILE, DV)

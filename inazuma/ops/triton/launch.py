@@ -10,12 +10,18 @@ import torch
 import triton
 from torch import Tensor
 
+from inazuma.ops import dispatch
+from inazuma.ops.contract import Spans
 from inazuma.ops.triton import tiles
 from inazuma.ops.triton.pairs import query_ranges as query_ranges_kernel
 from inazuma.ops.triton.pairs import sum_pairs
 
 SLAB_BYTES = 256 << 20
 """The most that a slab takes, however long the sequence (more only where a single query needs more)."""
+
+
+MOST_QUERIES = 1 << 19
+"""Of a chunk: 16 of them to a tile are 32,768 programs, and a grid's second side has at most 65,535."""
 
 
 class Chunk(NamedTuple):
@@ -29,7 +35,7 @@ class Chunk(NamedTuple):
 def chunks(B: int, T: int, bytes_per_query: int) -> Iterator[Chunk]:
     """All queries, in chunks that take at most `SLAB_BYTES`; several batch entries in one where they fit whole."""
     together = max(1, SLAB_BYTES // max(1, bytes_per_query))
-    entries, size = max(1, together // T), min(T, together)
+    entries, size = max(1, together // T), min(T, together, MOST_QUERIES)
     for batch in range(0, B, entries):
         for begin in range(0, T, size):
             yield Chunk(slice(batch, min(B, batch + entries)), begin, min(size, T - begin))
@@ -55,9 +61,33 @@ def limits(device: torch.device) -> tiles.Limits:
     return tiles.Limits(shared, triton.runtime.driver.active.get_current_target().warp_size)
 
 
+def atomic() -> bool:
+    """Whether gradients may be added up in any order."""
+    return not dispatch.deterministic and not torch.are_deterministic_algorithms_enabled()
+
+
 def by_rows(x: Tensor) -> Tensor:
-    """`x` with a contiguous last dimension; the kernels take the others' strides as they are."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """`x` with a contiguous last dimension; the kernels take the others' strides as they are.
+
+    A tensor off the 16 bytes that wide loads need is copied: without them kernels take more shared memory than some
+    GPUs have (absorbed attention on sm_86: 102,400 bytes instead of 75,776).
+    """
+    wide = x.shape[-1] % 16 != 0 or all(stride % 16 == 0 for stride in x.stride()[:-1])
+    if x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and wide:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def keys_and_values(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Both `by_rows`; values that are the keys' first columns stay that."""
+    shared = v.data_ptr() == k.data_ptr() and v.stride() == k.stride() and v.shape[-1] <= k.shape[-1]
+    k = by_rows(k)
+    return k, k[..., : v.shape[-1]] if shared else by_rows(v)
+
+
+def spans_of(spans: Spans) -> tuple[Tensor, Tensor]:
+    """`first` and `last` as the kernels read them: int32, contiguous."""
+    return spans.first.int().contiguous(), spans.last.int().contiguous()
 
 
 def options(tile: tiles.Tiles) -> dict[str, int]:

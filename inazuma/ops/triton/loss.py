@@ -13,7 +13,7 @@ with a[t,i,s] = q[t,i] . k[s]. A *row* is an index head of a query, as in `atten
 import triton
 import triton.language as tl
 
-from inazuma.ops.triton.attention import columns, put_columns, rows_of_tile, spans_of_rows
+from inazuma.ops.triton.attention import add_columns, columns, offsets_of, put_columns, rows_of_tile, spans_of_rows
 
 
 @triton.jit
@@ -66,14 +66,14 @@ def kept_scores_and_target(
     read = key >= 0
     mass = tl.zeros([KEYS], tl.float32)
     for group in range(0, G):
-        k_offsets = batch * k_batch + key.to(tl.int64) * k_row + group * k_group
+        k_offsets = offsets_of(batch, key, group, k_batch, k_row, k_group)
         k_main = columns(k, k_offsets, read, 0, DK_MAIN, DK)
         if DK_REST > 0:
             k_rest = columns(k, k_offsets, read, DK_MAIN, DK_REST, DK)
         for start in range(0, N, ROWS):
             exists = start + tl.arange(0, ROWS) < N
             head = group * N + start + tl.arange(0, ROWS)
-            q_offsets = batch * q_batch + query.to(tl.int64) * q_row + head * q_head
+            q_offsets = offsets_of(batch, query, head, q_batch, q_row, q_head)
             q_main = columns(q, q_offsets, exists, 0, DK_MAIN, DK)
             logits = tl.dot(q_main, tl.trans(k_main), input_precision="ieee")
             if DK_REST > 0:
@@ -88,7 +88,7 @@ def kept_scores_and_target(
     score = tl.zeros([KEYS], tl.float32)
     for start in range(0, I, ROWS):
         head = start + tl.arange(0, ROWS)
-        q_offsets = batch * iq_batch + query.to(tl.int64) * iq_row + head * iq_head
+        q_offsets = offsets_of(batch, query, head, iq_batch, iq_row, iq_head)
         index_queries = columns(index_q, q_offsets, head < I, 0, C_TILE, C)
         weight = tl.load(index_w + row * I + head, mask=head < I, other=0.0)
         products = tl.dot(index_queries, tl.trans(index_keys), input_precision="ieee")
@@ -133,12 +133,12 @@ def visible_target(
         seen = (key[None, :] >= begin[:, None]) & (key[None, :] <= end[:, None])
         mass = tl.zeros([QUERIES, KEYS], tl.float32)
         for group in range(0, G):
-            k_offsets = batch * k_batch + key.to(tl.int64) * k_row + group * k_group
+            k_offsets = offsets_of(batch, key, group, k_batch, k_row, k_group)
             k_main = columns(k, k_offsets, key < S, 0, DK_MAIN, DK)
             if DK_REST > 0:
                 k_rest = columns(k, k_offsets, key < S, DK_MAIN, DK_REST, DK)
             for head in range(group * N, (group + 1) * N):
-                q_offsets = batch * q_batch + query.to(tl.int64) * q_row + head * q_head
+                q_offsets = offsets_of(batch, query, head, q_batch, q_row, q_head)
                 q_main = columns(q, q_offsets, exists, 0, DK_MAIN, DK)
                 logits = tl.dot(q_main, tl.trans(k_main), input_precision="ieee")
                 if DK_REST > 0:
@@ -212,6 +212,7 @@ def index_backward_queries(
     chunk_begin,
     chunk_size,
     T,
+    S,
     L,
     I,  # noqa: E741
     C: tl.constexpr,
@@ -222,11 +223,11 @@ def index_backward_queries(
 ):
     """Grid (tiles of the chunk's rows, B). Writes `dq [B,T,I,C]` and `dw [B,T,I]`, times the scalar `factor`."""
     tile, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    query, head, exists = rows_of_tile(tile, chunk_size, I, ROWS, SPARSE)
+    query, head, exists = rows_of_tile(tile, chunk_size, I, ROWS, SPARSE, 1)
     slab_row = (batch * chunk_size + query) * L
     query += chunk_begin
     row = (batch * T + query) * I + head
-    q_offsets = batch * q_batch + query.to(tl.int64) * q_row + head * q_head
+    q_offsets = offsets_of(batch, query, head, q_batch, q_row, q_head)
     queries = columns(index_q, q_offsets, exists, 0, C_TILE, C)
     weight = tl.load(index_w + row, mask=exists, other=0.0)
     if SPARSE:
@@ -277,18 +278,21 @@ def index_backward_keys(
     chunk_begin,
     chunk_size,
     T,
+    S,
     L,
     I,  # noqa: E741
     C: tl.constexpr,
     C_TILE: tl.constexpr,
     SPARSE: tl.constexpr,
+    ATOMIC: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
     """Grid (tiles of keys, B): what the chunk's rows owe to index keys, float32.
 
-    SPARSE: tiles are of the chunk's pairs (query, kept key); writes `dk [pairs,C]`, for `sum_pairs`. Otherwise tiles
-    are of the L = S keys; `ranges [B,tiles,2]` says which queries can see them; adds to `dk [B,S,C]`.
+    SPARSE: tiles are of the chunk's pairs (query, kept key); writes `dk [pairs,C]`, for `sum_pairs`, or if ATOMIC adds
+    to `dk [B,S,C]`. Otherwise tiles are of the S = L keys, `ranges [B,tiles,2]` says which queries can see them, and it
+    adds to `dk [B,S,C]`.
     """
     tile, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     if SPARSE:
@@ -296,9 +300,9 @@ def index_backward_keys(
         query_low = tile // blocks
         query_high = query_low + 1
         place = (tile % blocks) * KEYS + tl.arange(0, KEYS)
-        write = (batch * chunk_size + query_low) * L + place
         key = tl.load(indices + (batch * T + chunk_begin + query_low) * L + place, mask=place < L, other=-1)
         read = key >= 0
+        write = batch * S + key if ATOMIC else (batch * chunk_size + query_low) * L + place
     else:
         query_low = tl.load(ranges + (batch * tl.num_programs(0) + tile) * 2) - chunk_begin
         query_high = tl.load(ranges + (batch * tl.num_programs(0) + tile) * 2 + 1) - chunk_begin
@@ -322,12 +326,15 @@ def index_backward_keys(
             seen = (key[:, None] >= begin[None, :]) & (key[:, None] <= end[None, :])
         slope = tl.load(g + place[:, None] + slab_row[None, :], mask=seen, other=0.0)
         weight = tl.load(index_w + (batch * T + query) * I + head, mask=exists, other=0.0)
-        q_offsets = batch * q_batch + query.to(tl.int64) * q_row + head * q_head
+        q_offsets = offsets_of(batch, query, head, q_batch, q_row, q_head)
         queries = columns(index_q, q_offsets, exists, 0, C_TILE, C)
         products = tl.dot(keys, tl.trans(queries), input_precision="ieee")
         dproducts = tl.where(products > 0, slope * weight[None, :], 0.0)
         dkeys = tl.dot(dproducts.to(queries.dtype), queries, dkeys, input_precision="ieee")
     write = write.to(tl.int64) * C
-    if not SPARSE:
-        dkeys += columns(dk, write, read, 0, C_TILE, C)
-    put_columns(dk, write, read, dkeys, 0, C_TILE, C)
+    if ATOMIC:
+        add_columns(dk, write, read, dkeys, 0, C_TILE, C)
+    else:
+        if not SPARSE:
+            dkeys += columns(dk, write, read, 0, C_TILE, C)
+        put_columns(dk, write, read, dkeys, 0, C_TILE, C)

@@ -13,6 +13,7 @@ from inazuma.ops.triton import tiles
 from inazuma.ops.triton.launch import (
     Chunk,
     add_pairs,
+    atomic,
     by_rows,
     chunks,
     limits,
@@ -20,6 +21,7 @@ from inazuma.ops.triton.launch import (
     options,
     pairs_by_key,
     query_ranges,
+    spans_of,
 )
 from inazuma.ops.triton.loss import (
     index_backward_keys,
@@ -42,10 +44,10 @@ def index_loss(
     spans: Spans | None,
     scale: float,
 ) -> Tensor:
-    first, last = (None, None) if spans is None else (spans.first.int(), spans.last.int())
+    first, last = (None, None) if spans is None else spans_of(spans)
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (index_q, index_k, index_w))
     teacher = (x.detach() for x in (q, k, lse))
-    return _index_loss(index_q, index_k, index_w, *teacher, indices, first, last, scale, learns)[0]
+    return _index_loss(index_q, index_k, index_w, *teacher, indices, first, last, scale, learns, atomic())[0]
 
 
 @torch.library.custom_op("inazuma::triton_index_loss", mutates_args=())
@@ -62,8 +64,9 @@ def _index_loss(
     last: Tensor | None,
     scale: float,
     learns: bool,
+    any_order: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss and, where `learns`, its gradients to the index tensors (empty otherwise)."""
+    """The loss and, where `learns`, its gradients to the index tensors (empty otherwise), summed in `any_order`."""
     dtypes = [x.dtype for x in (index_q, index_k, index_w)]
     index = alike(index_q, index_k, index_w)
     q, k, lse = by_rows(q), by_rows(k), lse.float().contiguous()
@@ -79,12 +82,12 @@ def _index_loss(
     losses = lse.new_zeros(B, T)
     dq, dk, dw = (x.new_zeros(x.shape if learns else 0, dtype=torch.float32) for x in index)
     dq = dq.to(dtypes[0])
-    for chunk in chunks(B, T, 4 * L * (2 + (indices is not None and learns) * C)):
+    for chunk in chunks(B, T, 4 * L * (2 + (indices is not None and learns and not any_order) * C)):
         sets = [None if x is None else x[chunk.batch] for x in (indices, first, last)]
         parts = [x[chunk.batch] for x in index]
         g = _slope(parts, *(x[chunk.batch] for x in (q, k, lse)), sets, losses[chunk.batch], scale, chunk)
         if learns:
-            _backward(parts, g, sets, factor, *(x[chunk.batch] for x in (dq, dk, dw)), chunk)
+            _backward(parts, g, sets, factor, *(x[chunk.batch] for x in (dq, dk, dw)), chunk, any_order)
     gradients = (x.to(dtype) for x, dtype in zip((dq, dk * factor, dw), dtypes, strict=True))
     return losses.sum() * factor, *gradients
 
@@ -153,6 +156,7 @@ def _backward(
     dk: Tensor,
     dw: Tensor,
     chunk: Chunk,
+    any_order: bool,
 ) -> None:
     """Writes the chunk's rows of `dq` and `dw`, times `factor`, and adds to the sums `dk`."""
     indices, first, last = sets
@@ -161,22 +165,23 @@ def _backward(
     S, L = index_k.shape[1], g.shape[-1]
     tile = tiles.index_backward(I, index_q.dtype == torch.float32)
     constants = {"C": C, "C_TILE": tiles.power_of_two(C), "SPARSE": indices is not None, **options(tile)}
-    sizes = (*index_q.stride()[:3], *index_k.stride()[:2], chunk.begin, chunk.size, T, L, I)
+    sizes = (*index_q.stride()[:3], *index_k.stride()[:2], chunk.begin, chunk.size, T, S, L, I)
     blocks = chunk.size * triton.cdiv(I, tile.rows) if indices is not None else triton.cdiv(chunk.size * I, tile.rows)
     index_backward_queries[blocks, B](*index, g, *sets, factor, dq, dw, *sizes, **constants)
     if indices is None:
         ranges = query_ranges(first, last, chunk.begin, chunk.begin + chunk.size, S, tile.keys)
-        index_backward_keys[ranges.shape[1], B](*index, g, *sets, ranges, dk, *sizes, **constants)
+        index_backward_keys[ranges.shape[1], B](*index, g, *sets, ranges, dk, *sizes, ATOMIC=False, **constants)
     else:
         part = indices[:, chunk.begin : chunk.begin + chunk.size]
-        contributions = dk.new_empty(part.numel(), C)
+        contributions = dk if any_order else dk.new_empty(part.numel(), C)
         grid = chunk.size * triton.cdiv(L, tile.keys), B
-        index_backward_keys[grid](*index, g, *sets, None, contributions, *sizes, **constants)
-        add_pairs(dk, contributions, *pairs_by_key(part, S))
+        index_backward_keys[grid](*index, g, *sets, None, contributions, *sizes, ATOMIC=any_order, **constants)
+        if not any_order:
+            add_pairs(dk, contributions, *pairs_by_key(part, S))
 
 
 @_index_loss.register_fake
-def _(index_q, index_k, index_w, q, k, lse, indices, first, last, scale, learns):
+def _(index_q, index_k, index_w, q, k, lse, indices, first, last, scale, learns, any_order):
     gradients = (x.new_empty(x.shape if learns else 0) for x in (index_q, index_k, index_w))
     return q.new_empty((), dtype=torch.float32), *gradients
 
@@ -187,7 +192,7 @@ def _save_loss(ctx, inputs, output):
 
 def _differentiate_loss(ctx, dloss, *_):
     gradients = (x * dloss.to(x.dtype) for x in ctx.saved_tensors)
-    return *gradients, *[None] * 8
+    return *gradients, *[None] * 9
 
 
 _index_loss.register_autograd(_differentiate_loss, setup_context=_save_loss)

@@ -18,19 +18,23 @@ from inazuma.ops.triton.attention import attention_backward_keys, attention_back
 from inazuma.ops.triton.launch import (
     Chunk,
     add_pairs,
+    atomic,
     by_rows,
     chunks,
+    keys_and_values,
     limits,
     on_its_gpu,
     options,
     pairs_by_key,
     query_ranges,
+    spans_of,
 )
+from inazuma.ops.triton.packs import unions
 from inazuma.ops.triton.selection import index_scores, keep_best
 
 
 def select_tokens(index_q: Tensor, index_k: Tensor, index_w: Tensor, k: int, spans: Spans) -> Tensor:
-    return _select(index_q, index_k, index_w, k, spans.first.int(), spans.last.int())
+    return _select(index_q, index_k, index_w, k, *spans_of(spans))
 
 
 def sparse_attention(
@@ -42,7 +46,7 @@ def sparse_attention(
 def dense_attention(
     q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float, sink: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return _attention(q, k, v, sink, None, spans.first.int(), spans.last.int(), scale)
+    return _attention(q, k, v, sink, None, *spans_of(spans), scale)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,6 +136,8 @@ class Problem(NamedTuple):
     constants: dict[str, int | bool]
     absorbed: bool
     """Whether the values are the first columns of the keys, in the same memory."""
+    packed: bool
+    """Whether neighbouring queries share their kept keys' tiles."""
     widths: tiles.Widths
 
 
@@ -150,15 +156,41 @@ def _attention_problem(q: Tensor, k: Tensor, v: Tensor, indices: Tensor | None) 
         "SPARSE": indices is not None,
     }
     widths = tiles.Widths(Dk, 0 if absorbed else Dv, N, q.dtype == torch.float32)
-    return Problem((*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]), (T, S, K, N), constants, absorbed, widths)
+    packed = indices is not None and tiles.packs(N, S, K)
+    strides = *q.stride()[:3], *k.stride()[:3], *v.stride()[:3]
+    return Problem(strides, (T, S, K, N), constants, absorbed, packed, widths)
 
 
-def _row_tiles(q: Tensor, k: Tensor, indices: Tensor | None, rows: int) -> tuple[int, int, int]:
-    """The grid of a kernel whose programs own rows: (tiles, G, B)."""
-    B, T, H, _ = q.shape
-    G = k.shape[2]
-    N = H // G
-    return (triton.cdiv(T * N, rows) if indices is None else T * triton.cdiv(N, rows)), G, B
+def _launch_by_rows(
+    kernel: triton.JITFunction,
+    tile: tiles.Tiles,
+    problem: Problem,
+    qkv: tuple[Tensor, ...],
+    sets: tuple[Tensor | None, ...],
+    results: tuple[Tensor, ...],
+    scale: float,
+    **more: Tensor | bool | None,
+) -> None:
+    """Launches a kernel whose programs own rows, once, or for packs once for each slab of unions.
+
+    sets: `indices`, `first` and `last`.
+    """
+    T, S, K, N = problem.sizes
+    indices, first, last = sets
+    constants = {**problem.constants, "VALUES_IN_KEYS": problem.absorbed, "PACK": tile.pack, **options(tile), **more}
+
+    def launch(count: int, batch: slice, lists: tuple[Tensor | None, ...], K: int, tile_begin: int) -> None:
+        q, k, v, begin, end, *out = (None if x is None else x[batch] for x in (*qkv, first, last, *results))
+        sizes = *problem.strides, T, S, K, N, tile_begin, scale
+        kernel[count, k.shape[2], len(q)](q, k, v, *lists, begin, end, *out, *sizes, **constants)
+
+    if tile.pack > 1:
+        for union in unions(indices, S, tile.pack):
+            lists = union.keys, union.holders, union.counts
+            launch(union.packs.size, union.packs.batch, lists, union.keys.shape[-1], union.packs.begin)
+    else:
+        count = triton.cdiv(T * N, tile.rows) if indices is None else T * triton.cdiv(N, tile.rows)
+        launch(count, slice(None), (indices, None, None), K, 0)
 
 
 @torch.library.custom_op("inazuma::triton_attention", mutates_args=())
@@ -173,32 +205,18 @@ def _attention(
     last: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    q, k, v = by_rows(q), by_rows(k), by_rows(v)
+    q, (k, v) = by_rows(q), keys_and_values(k, v)
     if indices is not None:
         check_range(indices, k.shape[1])
         indices = indices.contiguous()
     out = q.new_empty(*q.shape[:3], v.shape[-1])
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     problem = _attention_problem(q, k, v, indices)
-    tile = tiles.forward(limits(q.device), problem.widths, indices is not None)
-    attention_forward[_row_tiles(q, k, indices, tile.rows)](
-        q,
-        k,
-        v,
-        sink,
-        indices,
-        first,
-        last,
-        out,
-        lse,
-        *problem.strides,
-        *problem.sizes,
-        scale,
-        **problem.constants,
-        VALUES_IN_KEYS=problem.absorbed,
-        HAS_SINK=sink is not None,
-        **options(tile),
-    )
+    tile = tiles.forward(limits(q.device), problem.widths, indices is not None, problem.packed)
+    sink = None if sink is None else sink.contiguous()
+    has_sink = {"sink": sink, "HAS_SINK": sink is not None}
+    sets = indices, first, last
+    _launch_by_rows(attention_forward, tile, problem, (q, k, v), sets, (out, lse), scale, **has_sink)
     return out, lse
 
 
@@ -221,9 +239,13 @@ def _attention_backward(
     lse: Tensor,
     dout: Tensor,
     dlse: Tensor,
+    any_order: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v, and `delta = rowsum(dout * out) - dlse`, float32 `[B,T,H]`."""
-    q, k, v, dout, dlse = by_rows(q), by_rows(k), by_rows(v), dout.contiguous(), dlse.contiguous()
+    """The gradients of q, k and v, and `delta = rowsum(dout * out) - dlse`, float32 `[B,T,H]`.
+
+    any_order: whether gradients of kept keys may be summed in any order.
+    """
+    q, (k, v), dout, dlse = by_rows(q), keys_and_values(k, v), by_rows(dout.contiguous()), dlse.contiguous()
     if indices is not None:
         indices = indices.contiguous()
     B, S, G, _ = k.shape
@@ -232,14 +254,9 @@ def _attention_backward(
     gpu = limits(q.device)
 
     dq, delta = q.new_empty(q.shape), torch.empty_like(lse)
-    tile = tiles.backward_queries(gpu, problem.widths, indices is not None)
-    tensors = q, k, v, indices, first, last, out, lse, dout, dlse, delta, dq
-    attention_backward_queries[_row_tiles(q, k, indices, tile.rows)](
-        *(*tensors, *problem.strides, *problem.sizes, scale),
-        **problem.constants,
-        VALUES_IN_KEYS=problem.absorbed,
-        **options(tile),
-    )
+    tile = tiles.backward_queries(gpu, problem.widths, indices is not None, problem.packed)
+    sets, results = (indices, first, last), (out, lse, dout, dlse, delta, dq)
+    _launch_by_rows(attention_backward_queries, tile, problem, (q, k, v), sets, results, scale)
 
     tile = tiles.backward_keys(gpu, problem.widths)
 
@@ -250,7 +267,10 @@ def _attention_backward(
         )
         sizes = chunk.begin, chunk.size, *problem.sizes
         attention_backward_keys[grid, G, len(before[0])](
-            *before, ranges, *after, dk, dv, *problem.strides, *sizes, scale, **problem.constants, **options(tile)
+            *(*before, ranges, *after, dk, dv, *problem.strides, *sizes, scale),
+            ATOMIC=indices is not None and any_order,
+            **problem.constants,
+            **options(tile),
         )
 
     if indices is None:
@@ -259,6 +279,9 @@ def _attention_backward(
         backward_keys(ranges.shape[1], Chunk(slice(0, B), 0, T), ranges, dk, dv)
         return dq, dk, dv, delta
     sums = [x.new_zeros(x.shape, dtype=torch.float32) for x in (k, v)]
+    if any_order:
+        backward_keys(T * triton.cdiv(K, tile.keys), Chunk(slice(0, B), 0, T), None, *sums)
+        return dq, sums[0].to(k.dtype), sums[1].to(v.dtype), delta
     for chunk in chunks(B, T, 4 * K * sum(x[0, 0].numel() for x in sums)):
         part = indices[chunk.batch, chunk.begin : chunk.begin + chunk.size]
         contributions = [x.new_empty(part.numel(), *x.shape[2:]) for x in sums]
@@ -270,7 +293,7 @@ def _attention_backward(
 
 
 @_attention_backward.register_fake
-def _(q, k, v, indices, first, last, scale, out, lse, dout, dlse):
+def _(q, k, v, indices, first, last, scale, out, lse, dout, dlse, any_order):
     return *(x.new_empty(x.shape) for x in (q, k, v)), torch.empty_like(lse)
 
 
@@ -281,7 +304,8 @@ def _save_attention(ctx, inputs, output):
 
 def _differentiate_attention(ctx, dout, dlse):
     q, k, v, sink, indices, first, last, out, lse = ctx.saved_tensors
-    dq, dk, dv, delta = _attention_backward(q, k, v, indices, first, last, ctx.scale, out, lse, dout, dlse)
+    sets = indices, first, last
+    dq, dk, dv, delta = _attention_backward(q, k, v, *sets, ctx.scale, out, lse, dout, dlse, atomic())
     dsink = None
     if sink is not None:
         dsink = -((sink.float() - lse).exp() * delta).sum((0, 1)).to(sink.dtype)

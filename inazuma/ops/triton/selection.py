@@ -7,7 +7,7 @@ lowest key; of equal keys the lower index wins.
 import triton
 import triton.language as tl
 
-from inazuma.ops.triton.attention import columns, spans_of_rows
+from inazuma.ops.triton.attention import columns, offsets_of, spans_of_rows
 
 
 @triton.jit
@@ -48,9 +48,9 @@ def index_scores(
         seen = (key[None, :] >= begin[:, None]) & (key[None, :] <= end[:, None])
         keys = columns(index_k, batch * k_batch + key.to(tl.int64) * k_row, key < S, 0, C_TILE, C)
         scores = tl.zeros([QUERIES, KEYS], tl.float32)
-        q_offsets = batch * q_batch + query.to(tl.int64) * q_row
         for head in range(0, I):
-            queries = columns(index_q, q_offsets + head * q_head, exists, 0, C_TILE, C)
+            q_offsets = offsets_of(batch, query, head, q_batch, q_row, q_head)
+            queries = columns(index_q, q_offsets, exists, 0, C_TILE, C)
             weight = tl.load(index_w + (batch * T + query) * I + head, mask=exists, other=0.0)
             products = tl.dot(queries, tl.trans(keys), input_precision="ieee")
             # Not tl.maximum, which turns NaN into 0: what is not finite must stay so.

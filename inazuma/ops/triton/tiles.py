@@ -18,6 +18,12 @@ SELECT_BLOCK = 2048
 LOSS_BLOCK = 1024
 """Scores that a row of the loss reads at a time."""
 
+UNION_BLOCK = 1024
+"""Kept keys that are marked at a time."""
+
+LARGEST_PACK = 8
+"""Queries that may share a tile of kept keys: the bits of a byte."""
+
 RANGE_BLOCK = 1024
 """Queries whose spans are read at a time to find who sees a tile of keys."""
 
@@ -64,6 +70,8 @@ class Tiles(NamedTuple):
     keys: int
     warps: int
     stages: int
+    pack: int = 1
+    """Neighbouring queries that share a tile of kept keys."""
 
 
 EXACT = Tiles(16, 16, 8, 1)
@@ -91,7 +99,23 @@ def at_most(tile: Tiles, rows: int) -> Tiles:
     return tile._replace(rows=rows, warps=4 if rows == SMALLEST_SIDE else tile.warps)
 
 
-def forward(gpu: Limits, widths: Widths, sparse: bool) -> Tiles:
+def packs(heads: int, keys: int, kept: int) -> bool:
+    """Whether queries of so few heads share their kept keys' tiles (see `packs.py`), decided by the shape alone.
+
+    A query of a pack is multiplied with all that the pack keeps, at most `keys`: heads x keys products. By itself it
+    takes 16 x kept, for a tile has 16 rows, and gathers more, never less. Packs are made where they take at most twice
+    the products whatever is kept; where neighbours keep the same keys they take heads / 16 of them.
+    """
+    return heads <= SMALLEST_SIDE and heads * keys <= 2 * SMALLEST_SIDE * kept
+
+
+def for_sets(tile: Tiles, heads: int, packed: bool) -> Tiles:
+    """The tile for sets of kept keys: its rows are the heads of one query, or of as many as it has room for."""
+    pack = min(LARGEST_PACK, tile.rows // heads) if packed else 1
+    return at_most(tile, max(1, pack) * heads)._replace(pack=max(1, pack))
+
+
+def forward(gpu: Limits, widths: Widths, sparse: bool, packed: bool = False) -> Tiles:
     if widths.exact:
         tile = EXACT
     elif widths.narrow:
@@ -104,10 +128,10 @@ def forward(gpu: Limits, widths: Widths, sparse: bool) -> Tiles:
         tile = Tiles(32, 32, 8, 2)
     else:
         tile = Tiles(64 if sparse else 32, 32, 8, 2)
-    return at_most(tile, widths.heads) if sparse else tile
+    return for_sets(tile, widths.heads, packed) if sparse else tile
 
 
-def backward_queries(gpu: Limits, widths: Widths, sparse: bool) -> Tiles:
+def backward_queries(gpu: Limits, widths: Widths, sparse: bool, packed: bool = False) -> Tiles:
     if widths.exact:
         tile = EXACT
     elif widths.narrow:
@@ -117,8 +141,9 @@ def backward_queries(gpu: Limits, widths: Widths, sparse: bool) -> Tiles:
     elif gpu.warp == 64:
         tile = Tiles(16, 32, 4, 1)
     else:
-        return Tiles(32 if gpu.roomy and not (sparse and widths.heads <= SMALLEST_SIDE) else 16, 32, 8, 1)
-    return at_most(tile, widths.heads) if sparse else tile
+        tile = Tiles(32 if gpu.roomy else 16, 32, 8, 1)
+        return for_sets(tile, widths.heads, packed)._replace(warps=8) if sparse else tile
+    return for_sets(tile, widths.heads, packed) if sparse else tile
 
 
 def backward_keys(gpu: Limits, widths: Widths) -> Tiles:
