@@ -206,6 +206,11 @@ def _union(kind: Any, members: tuple[Any, ...], value: Any, where: str, field: s
     if value is None and type(None) in members:
         return None
     members = tuple(member for member in members if member is not type(None))
+    if isinstance(value, dict):
+        # Of several dataclasses the one meant is the one that knows the most of the keys.
+        shapes = [member for member in members if dataclasses.is_dataclass(member)]
+        shapes.sort(key=lambda shape: -len(value.keys() & {field.name for field in dataclasses.fields(shape)}))
+        members = tuple(shapes[:1]) or members
     if len(members) == 1:
         return _convert(members[0], value, where, field)
     for member in members:

@@ -158,25 +158,35 @@ class GroupedQueryAttention(Attention):
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__(config, layer, config.head_dim)
-        E, D = config.hidden_size, config.head_dim
-        self.q_proj = nn.Linear(E, config.num_attention_heads * D, bias=False)
-        self.k_proj = nn.Linear(E, config.num_key_value_heads * D, bias=False)
-        self.v_proj = nn.Linear(E, config.num_key_value_heads * D, bias=False)
+        E, D, G = config.hidden_size, config.head_dim, config.num_key_value_heads
+        self.q_proj = nn.Linear(E, config.num_attention_heads * D, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(E, G * D, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(E, G * D, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.num_attention_heads * D, E, bias=False)
+        if config.use_qk_norm:
+            self.q_norm = RMSNorm(D, config.rms_norm_eps)
+            self.k_norm = RMSNorm(D, config.rms_norm_eps)
 
     def forward(
         self, x_BTE: Tensor, context: Context, shared: Selection | None
     ) -> tuple[Tensor, DSAOutput, Selection | None]:
-        heads = lambda x: x.unflatten(-1, (-1, self.config.head_dim))  # noqa: E731
-        interleaved = self.config.rope_interleave
-        q = context.rotation(heads(self.q_proj(x_BTE)), interleaved=interleaved)
-        k = context.rotation(heads(self.k_proj(x_BTE)), interleaved=interleaved)
-        v = heads(self.v_proj(x_BTE))
+        q, k, v = (
+            project(x_BTE).unflatten(-1, (-1, self.config.head_dim))
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.config.use_qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self._rotate(q, context.rotation), self._rotate(k, context.rotation)
         if context.cache is not None:
             k = context.cache.write(self.layer, "k", k)
             v = context.cache.write(self.layer, "v", v)
         result, selection = self.attend(q, k, v, x_BTE, x_BTE, context, shared)
         return self.o_proj(result.out.flatten(2)), result, selection
+
+    def _rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
+        rope, plain = x.split([rotation.width, self.config.head_dim - rotation.width], dim=-1)
+        rope = rotation(rope, interleaved=self.config.rope_interleave)
+        return torch.cat([rope, plain], dim=-1) if plain.shape[-1] else rope
 
 
 ATTENTION = {"mla": LatentAttention, "gqa": GroupedQueryAttention}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,13 +26,14 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 def write_model(model: Transformer, folder: Path) -> None:
     """Writes the model's files into an existing folder; `save` is this, made atomic."""
     config = model.config
-    write_json(folder / "config.json", families.writer(config).write(config))
+    weights = to_public({name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()})
+    dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
+    write_json(folder / "config.json", {**families.writer(config).write(config), "dtype": dtype})
     tokens = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     write_json(folder / "generation_config.json", {name: id for name, id in tokens.items() if id is not None})
-    weights = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
     if config.tie_word_embeddings:
         del weights["lm_head.weight"]  # one tensor under two names; readers tie them again
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_weights(weights, folder)
     if model.tokenizer_folder is not None:
         for name in TOKENIZER_FILES:
             if (model.tokenizer_folder / name).exists():
@@ -58,7 +63,7 @@ def load(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.d
 
     Args:
         path: the folder; `model_type` must be of a known family.
-        dtype: of the weights; by default as they were saved.
+        dtype: of the weights; by default as they were saved. fp8 weights with block scales become bfloat16.
 
     Returns:
         the model in evaluation mode: `model(ids)` gives logits, `model.generate(...)` token ids.
@@ -72,13 +77,13 @@ def load(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.d
     hf = read_json(path / "config.json")
     if not isinstance(hf, dict) or "model_type" not in hf:
         raise UserError(f"{path / 'config.json'}: has no model_type; is this a model folder?")
-    config = families.reader(hf["model_type"]).read(hf)
-    weights = _read_weights(path)
+    config = families.read(hf)
+    weights = _dequantize(_read_weights(path), hf.get("quantization_config"), path)
     with torch.device("meta"):
         model = Transformer(config)
-    expected = {name: x.shape for name, x in model.state_dict().items()}
     if config.tie_word_embeddings:
         weights.setdefault("lm_head.weight", weights.get("model.embed_tokens.weight"))
+    expected = {name: x.shape for name, x in to_public(model.state_dict()).items()}
     missing, surplus = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or surplus:
         what = f"lacks {missing[0]}" if missing else f"has {surplus[0]}, which the configuration has not"
@@ -86,12 +91,90 @@ def load(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.d
     for name, shape in expected.items():
         if weights[name].shape != shape:
             raise UserError(f"{path}: {name} is {list(weights[name].shape)}, the configuration says {list(shape)}")
-    model.load_state_dict(weights, assign=True)
+    model.load_state_dict(from_public(weights), assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     model = model.to(device=device, dtype=dtype).eval()
     model.tokenizer_folder = path if (path / "tokenizer.json").exists() else None
     return model
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tensors, as the model has them and as checkpoints do
+# ---------------------------------------------------------------------------------------------------------------------
+
+_STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_proj|up_proj|down_proj)")
+_EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
+
+
+def to_public(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the names that checkpoints give them: the experts' weights, which lie in one tensor, one by one."""
+    public = {}
+    for name, x in weights.items():
+        if (stacked := _STACKED.fullmatch(name)) is None:
+            public[name] = x
+            continue
+        prefix, projection = stacked.groups()
+        public |= {f"{prefix}.{expert}.{projection}.weight": part for expert, part in enumerate(x.unbind())}
+    return public
+
+
+def from_public(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undoes `to_public`; takes the experts out of `weights`, so that they need not be in memory twice."""
+    stacks: dict[str, dict[int, Tensor]] = {}
+    for name in list(weights):
+        if (expert := _EXPERT.fullmatch(name)) is not None:
+            prefix, number, projection = expert.groups()
+            stacks.setdefault(f"{prefix}.{projection}", {})[int(number)] = weights.pop(name)
+    for name in list(stacks):
+        parts = stacks.pop(name)
+        weights[name] = torch.stack([parts[number] for number in range(len(parts))])
+    return weights
+
+
+SHARD = 5_000_000_000
+"""Bytes of a file of weights, at most; one tensor may be more."""
+
+
+def _write_weights(weights: dict[str, Tensor], folder: Path) -> None:
+    """One file, or shards and the index that names them."""
+    plan = split_torch_state_dict_into_shards(weights, max_shard_size=SHARD)
+    for name, tensors in plan.filename_to_tensors.items():
+        save_file({key: weights[key].contiguous() for key in tensors}, folder / name, metadata={"format": "pt"})
+    if plan.is_sharded:
+        write_json(
+            folder / "model.safetensors.index.json",
+            {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename},
+        )
+
+
+_SCALE = "weight_scale_inv"
+
+
+def _dequantize(weights: dict[str, Tensor], quantization: Any, path: Path) -> dict[str, Tensor]:
+    """DeepSeek-V3's fp8 weights in bfloat16: each block of `weight_block_size` has a scale that multiplies it."""
+    if quantization is None:
+        return weights
+    where = f"{path / 'config.json'}: quantization_config"
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != "fp8":
+        raise UserError(f"{where}: only quant_method 'fp8' with block scales is supported, got {quantization!r}")
+    block = quantization.get("weight_block_size")
+    if not (isinstance(block, list) and len(block) == 2 and all(isinstance(x, int) and x > 0 for x in block)):
+        raise UserError(f"{where}: weight_block_size: expected two whole numbers, got {block!r}")
+    for name in [name for name in weights if name.endswith(_SCALE)]:
+        scale, weight = weights.pop(name), name.removesuffix("_scale_inv")
+        if weight not in weights:
+            raise UserError(f"{path}: has {name}, but not {weight}")
+        x = weights[weight]
+        blocks = [math.ceil(size / side) for size, side in zip(x.shape, block, strict=True)]
+        if list(scale.shape) != blocks:
+            raise UserError(f"{path}: {name} is {list(scale.shape)}, the blocks of {weight} are {blocks}")
+        wide = scale.float().repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+        weights[weight] = (x.float() * wide[: x.shape[0], : x.shape[1]]).to(torch.bfloat16)
+    fp8 = sorted(name for name, x in weights.items() if x.dtype.itemsize == 1)
+    if fp8:
+        raise UserError(f"{path}: {fp8[0]} is {weights[fp8[0]].dtype} and has no {_SCALE}")
+    return weights
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -104,7 +104,7 @@ def generate(
             f"{config.max_position_embeddings} positions; ask for fewer tokens or a shorter prompt"
         )
     if stop is None:
-        stop = set() if config.eos_token_id is None else {config.eos_token_id}
+        stop = config.stop_ids
 
     device = next(model.parameters()).device
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + row) for row in range(len(rows))]

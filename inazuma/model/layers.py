@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inazuma.model.config import ModelConfig, YarnScaling
+from inazuma.model.config import Llama3Scaling, ModelConfig, YarnScaling
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -35,11 +35,11 @@ TOKENS = 2048
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, hidden_size: int, intermediate_size: int):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
@@ -55,9 +55,11 @@ def _mscale(factor: float, mscale: float) -> float:
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def softmax_scale(width: int, scaling: YarnScaling | None) -> float:
+def softmax_scale(width: int, scaling: YarnScaling | Llama3Scaling | None) -> float:
     """width ** -0.5, times mscale squared under YaRN (DeepSeek's `mscale_all_dim`)."""
-    return width**-0.5 * (_mscale(scaling.factor, scaling.mscale_all_dim) ** 2 if scaling else 1.0)
+    if not isinstance(scaling, YarnScaling):
+        return width**-0.5
+    return width**-0.5 * _mscale(scaling.factor, scaling.mscale_all_dim) ** 2
 
 
 def inverse_frequencies(width: int, config: ModelConfig) -> tuple[Tensor, float]:
@@ -71,6 +73,8 @@ def inverse_frequencies(width: int, config: ModelConfig) -> tuple[Tensor, float]
     scaling = config.rope_scaling
     if scaling is None:
         return frequencies, 1.0
+    if isinstance(scaling, Llama3Scaling):
+        return _llama3(frequencies, scaling), 1.0
 
     def pair_that_turns(times: float) -> float:
         turns = scaling.original_max_position_embeddings / (times * 2 * math.pi)
@@ -82,6 +86,14 @@ def inverse_frequencies(width: int, config: ModelConfig) -> tuple[Tensor, float]
     slow = ramp.clamp(0, 1)
     factor = _mscale(scaling.factor, scaling.mscale) / _mscale(scaling.factor, scaling.mscale_all_dim)
     return frequencies * (1 - slow) + frequencies / scaling.factor * slow, factor
+
+
+def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """Divides by `factor` what turns fewer than `low_freq_factor` times over the original context, leaves alone what
+    turns more than `high_freq_factor` times, and blends linearly in between (Llama 3.1's `apply_scaling`)."""
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    fast = ((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
+    return frequencies / scaling.factor * (1 - fast) + frequencies * fast
 
 
 class Rotation:

@@ -15,6 +15,7 @@ from inazuma.model.attention import ATTENTION, Context, Observation, Selection
 from inazuma.model.cache import Cache
 from inazuma.model.config import ModelConfig
 from inazuma.model.layers import RMSNorm, Rotation, SwiGLU
+from inazuma.model.moe import MixtureOfExperts
 from inazuma.ops import Stage
 
 
@@ -26,7 +27,11 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = ATTENTION[config.attention](config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = SwiGLU(config)
+        self.mlp = (
+            MixtureOfExperts(config)
+            if config.has_experts(layer)
+            else SwiGLU(config.hidden_size, config.intermediate_size)
+        )
 
     def forward(
         self, x: Tensor, context: Context, shared: Selection | None
@@ -77,7 +82,8 @@ class Transformer(nn.Module):
             if parameter.dim() == 1:  # norms: weight one, bias zero
                 parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
                 continue
-            std = self.config.initializer_range * (depth if name.endswith(("o_proj.weight", "down_proj.weight")) else 1)
+            writes = name.removesuffix(".weight").endswith(("o_proj", "down_proj"))
+            std = self.config.initializer_range * (depth if writes else 1)
             digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

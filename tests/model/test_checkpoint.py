@@ -21,8 +21,8 @@ KINDS = {
     "deepseek_v32-yarn-tied": tiny(rope_scaling=YARN, tie_word_embeddings=True, bos_token_id=None, eos_token_id=5),
     "deepseek_v3": tiny(index_topk=None),
     "inazuma-gqa": tiny(attention="gqa", rope_scaling=YARN),
-    "inazuma-gqa-dense-tied": tiny(attention="gqa", index_topk=None, rope_interleave=False, tie_word_embeddings=True),
-    "inazuma-shared": tiny(indexer_types=("full", "shared", "full"), indexer_rope_interleave=True),
+    "llama-tied": tiny(attention="gqa", index_topk=None, rope_interleave=False, tie_word_embeddings=True),
+    "glm_moe_dsa-shared": tiny(indexer_types=("full", "shared", "full"), indexer_rope_interleave=True),
 }
 
 
@@ -266,11 +266,13 @@ YARN_JSON = {"rope_type": "yarn", "rope_theta": 1e4} | vars(YARN)
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("model_type", "glm_moe_dsa", "model_type: 'glm_moe_dsa' is not supported; known are deepseek_v32"),
+        ("model_type", "gpt2", "model_type: 'gpt2' is not supported; known are deepseek_v32"),
         ("model_type", None, "model_type"),
         ("model_type", ["deepseek_v32"], "model_type"),
-        ("first_k_dense_replace", 1, "mixture of experts"),
-        ("mlp_layer_types", ["dense", "dense", "sparse"], "mixture of experts"),
+        ("first_k_dense_replace", 1, "mlp_layer_types: first_k_dense_replace says something else"),
+        ("mlp_layer_types", ["sparse", "dense", "sparse"], "mlp_layer_types"),
+        ("auto_map", {"AutoModel": "modeling.Mine"}, "auto_map: code that comes with a checkpoint is never run"),
+        ("final_logit_softcapping", 30.0, "final_logit_softcapping = 30.0 is not known for deepseek_v32"),
         ("rope_parameters", {"rope_type": "linear", "factor": 2.0}, "rope type 'linear' is not supported"),
         ("rope_parameters", YARN_JSON | {"attention_factor": 1.5}, "attention_factor"),
         ("rope_parameters", YARN_JSON | {"truncate": False}, "truncate"),

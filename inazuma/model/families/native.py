@@ -1,23 +1,32 @@
-"""Models that no public family can express (grouped-query attention with an indexer, shared selections)."""
+"""What no public family can say: grouped queries with an indexer, for one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from inazuma.config import from_dict, to_dict
 from inazuma.model.config import ModelConfig
 
-MODEL_TYPES = ("inazuma",)
+
+class Native:
+    """Our own `model_type`: config.json has the fields of `ModelConfig`."""
+
+    model_type = "inazuma"
+
+    def writes(self, config: ModelConfig) -> bool:
+        """All of them."""
+        return True
+
+    def read(self, hf: Mapping[str, Any]) -> ModelConfig:
+        """The shape that a config.json describes; an unknown field is a `UserError`."""
+        ours = {name: value for name, value in hf.items() if name not in ("model_type", "architectures", "dtype")}
+        return from_dict(ModelConfig, ours, where="config.json")
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        """config.json."""
+        values = {name: value for name, value in to_dict(config).items() if name != "model_type"}
+        return {"model_type": self.model_type, "architectures": ["Transformer"], **values}
 
 
-def writes(config: ModelConfig) -> bool:
-    return True
-
-
-def read(hf: dict[str, Any]) -> ModelConfig:
-    fields = {name: value for name, value in hf.items() if name not in ("model_type", "architectures", "dtype")}
-    return from_dict(ModelConfig, fields, where="config.json")
-
-
-def write(config: ModelConfig) -> dict[str, Any]:
-    return {"model_type": "inazuma", "architectures": ["Transformer"], "dtype": "float32", **to_dict(config)}
+FAMILY = Native()

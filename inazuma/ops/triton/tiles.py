@@ -124,7 +124,7 @@ def forward(gpu: Limits, widths: Widths, sparse: bool, packed: bool = False) -> 
         tile = Tiles(16, 16, 4, 1)
     elif gpu.warp == 64:
         tile = Tiles(32, 32, 4, 2)
-    elif not gpu.roomy:
+    elif not gpu.roomy or (packed and gpu.shared < 227 << 10):  # packs of 64 rows spill on sm_80
         tile = Tiles(32, 32, 8, 2)
     else:
         tile = Tiles(64 if sparse else 32, 32, 8, 2)
