@@ -31,7 +31,9 @@ class Context(NamedTuple):
     index_rotation: Rotation | None
     """None where no indexer runs: a dense model, or a dense stage that teaches none."""
     cache: Cache | None
-    observe: Callable[[Observation], None] | None
+    balance: list[Tensor] | None = None
+    """Takes each mixture of experts' balance loss; None where nobody wants them."""
+    observe: Callable[[Observation], None] | None = None
 
 
 class Observation(NamedTuple):

@@ -223,6 +223,17 @@ class ModelConfig:
         """Whether a layer runs an indexer of its own."""
         return self.index_topk is not None and (self.indexer_types is None or self.indexer_types[layer] == "full")
 
+    def index_loss_weights(self) -> list[float]:
+        """What each layer's index loss counts in the sum that the indexers learn from.
+
+        An indexer that serves n layers learns from the mean of their attention: the gradient of KL(mean of p, softmax)
+        is the mean of the gradients of KL(p, softmax), so each layer's loss counts 1/n (IndexCache, arXiv 2603.12201).
+        """
+        sources = [layer for layer in range(self.num_hidden_layers) if self.has_indexer(layer)]
+        ends = [*sources, self.num_hidden_layers][1:]
+        served = [end - start for start, end in zip(sources, ends, strict=True)]
+        return [1 / n for n in served for _ in range(n)]
+
     def has_experts(self, layer: int) -> bool:
         """Whether a layer's feed-forward part is a mixture of experts."""
         return self.n_routed_experts is not None and layer >= self.first_k_dense_replace

@@ -171,8 +171,9 @@ class MixtureOfExperts(nn.Module):
 
     In training it counts the tokens of every expert, and the trainer keeps them balanced: with sigmoid scores by
     `update_balance` after each step of the optimizer; with softmax scores, which have no bias, by adding
-    `output_aux_loss`'s loss to the model's, times a coefficient (0.01 in Switch Transformer). Expert parallelism,
-    dropping and padding to a capacity do not exist. Whoever recomputes activations counts their tokens twice.
+    `output_aux_loss`'s loss to the model's, times a coefficient (0.01 in Switch Transformer). There is no expert
+    parallelism and no capacity that tokens are dropped for or padded to. Whoever recomputes activations counts their
+    tokens twice.
     """
 
     tokens_per_expert: Tensor

@@ -40,7 +40,12 @@ class DecoderLayer(nn.Module):
         attended, result, selection = self.self_attn(self.input_layernorm(x), context, shared)
         x, loss = x + attended, result.loss
         del attended, result  # the feed-forward layer needs their memory
-        return x + self.mlp(self.post_attention_layernorm(x)), loss, selection
+        hidden = self.post_attention_layernorm(x)
+        if context.balance is None or not isinstance(self.mlp, MixtureOfExperts):
+            return x + self.mlp(hidden), loss, selection
+        hidden, balance = self.mlp(hidden, output_aux_loss=True)
+        context.balance.append(balance)
+        return x + hidden, loss, selection
 
 
 class Decoder(nn.Module):
@@ -87,6 +92,9 @@ class Transformer(nn.Module):
             digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        for mixture in self.mixtures().values():
+            if mixture.gate.e_score_correction_bias is not None:
+                mixture.gate.e_score_correction_bias.zero_()
         return self
 
     def forward(
@@ -97,6 +105,7 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         stage: Stage | None = None,
         output_index_loss: bool = False,
+        balance: list[Tensor] | None = None,
         observe: Callable[[Observation], None] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits of the next token.
@@ -107,7 +116,9 @@ class Transformer(nn.Module):
                 across, and positions count from there. Default: one document a row.
             cache: continues the rows that it holds, and is advanced by T.
             stage: see `inazuma.ops.dsa`. Default: "frozen" for a sparse model, "dense" for a dense one.
-            output_index_loss: also return the indexers' losses, float32 `[layers]`, in nats.
+            output_index_loss: also return each layer's index loss, float32 `[layers]`, in nats; indexers learn from
+                their sum weighted by `ModelConfig.index_loss_weights`.
+            balance: a list that every mixture of experts appends its balance loss to (`inazuma.model.moe`).
             observe: called with each layer's attention tensors.
 
         Returns:
@@ -143,6 +154,7 @@ class Transformer(nn.Module):
             rotation=Rotation(positions, config.rope_head_dim, config),
             index_rotation=Rotation(positions, config.index_rope_head_dim, config) if indexes else None,
             cache=cache,
+            balance=balance,
             observe=observe,
         )
         x = self.model.embed_tokens(ids)
@@ -154,6 +166,10 @@ class Transformer(nn.Module):
             cache.advance(ids.shape[1])
         logits = self.lm_head(self.model.norm(x))
         return (logits, torch.stack(losses)) if output_index_loss else logits
+
+    def mixtures(self) -> dict[int, MixtureOfExperts]:
+        """The mixtures of experts, by layer."""
+        return {i: layer.mlp for i, layer in enumerate(self.model.layers) if isinstance(layer.mlp, MixtureOfExperts)}
 
     generate = generate.generate
 

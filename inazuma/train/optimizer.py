@@ -27,7 +27,8 @@ def build_optimizers(model: Transformer, config: OptimizerConfig) -> list[Optimi
     groups: dict[tuple[str, float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         inside_layer = name.startswith("model.layers.") and parameter.dim() == 2
-        if inside_layer and not is_index_parameter(name) and config.matrices == "muon":
+        special = is_index_parameter(name) or name.endswith(".mlp.gate.weight")
+        if inside_layer and not special and config.matrices == "muon":
             matrices.append(parameter)
             continue
         role = "indexer" if is_index_parameter(name) else "model"

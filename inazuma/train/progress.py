@@ -39,6 +39,9 @@ class TrainingDisplay:
 
     def watch(self, line: dict[str, Any]) -> None:
         """Shows one line of `metrics.jsonl`."""
+        if line["kind"] == "warning":
+            self.console.print(f"{self.name}  step {line['step']}  {line['message']}", highlight=False, soft_wrap=True)
+            return
         if line["kind"] == "validation":
             self.bits = f"  {line['bits_per_byte']:.3f} bits/byte"
             return

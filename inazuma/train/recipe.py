@@ -6,12 +6,14 @@ Lengths are in tokens: they keep their meaning when the batch or the context cha
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from inazuma.data.shards import Dataset
 from inazuma.errors import UserError
 from inazuma.model.config import ModelConfig
+from inazuma.model.size import parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,8 @@ class Stage:
 class OptimizerConfig:
     matrices: Literal["adamw", "muon"] = "muon"
     """What moves the matrices of the layers. Muon (Jordan et al., 2024) with the step size of AdamW (arXiv 2502.16982),
-    so that one learning rate serves both. Embeddings, logits, norms and indexers are always AdamW's."""
+    so that one learning rate serves both. Embeddings, logits, norms, indexers, routers and the experts of a mixture,
+    which lie in one tensor, are always AdamW's."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     momentum: float = 0.95
@@ -93,6 +96,11 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast; weights, optimizer and the indexers' weights stay float32."""
+    balance_speed: float = 1e-3
+    """Mixture of experts with sigmoid scores: how far a step moves each expert's bias towards the mean load
+    (arXiv 2408.15664)."""
+    balance_loss: float = 1e-2
+    """Mixture of experts with softmax scores: weight of the loss that keeps the load even (arXiv 2101.03961)."""
     seed: int = 0
     validate_every: int = 100
     """Steps; validation also comes at the end of every stage."""
@@ -106,6 +114,9 @@ class TrainConfig:
         for name, value in vars(self).items():
             if type(value) is int and name != "seed" and value < 1:
                 raise UserError(f"{name}: must be at least 1, got {value}")
+        for name in ("balance_speed", "balance_loss"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}: must not be negative, got {getattr(self, name)}")
         if not self.stages:
             raise UserError("stages: a recipe needs at least one stage")
         if self.batch_tokens % self.context:
@@ -145,3 +156,29 @@ class TrainConfig:
                 return stage, (step - start + 0.5) / (end - start)
             start = end
         raise IndexError(f"step {step} lies behind the recipe's {start} steps")
+
+
+TOKENS_PER_PARAMETER = 20
+"""Training tokens for each active parameter (arXiv 2203.15556, table 3)."""
+
+
+def recipe_for(model: ModelConfig, dataset: Dataset) -> TrainConfig:
+    """A recipe that trains a shape from scratch on a corpus, to be changed as its owner likes.
+
+    A sparse model attends densely for 70 % of its tokens, warms its indexers up and goes on sparsely; a dense one
+    trains in one stage.
+    """
+    end = dataset.end_of_text
+    model = replace(model, vocab_size=dataset.vocab_size, bos_token_id=end, eos_token_id=end)
+    context = min(2048, model.max_position_embeddings)
+    tokens = max(TOKENS_PER_PARAMETER * parameters(model).active, 100 * context)
+    lr = 3e-3 * (256 / model.hidden_size) ** 0.5
+    if model.index_topk is None:
+        stages = (Stage(stage="dense", tokens=tokens, lr=lr, warmup=0.02, decay=0.3),)
+    else:
+        stages = (
+            Stage(stage="dense", tokens=int(0.7 * tokens), lr=lr, warmup=0.03, train_indexer=False),
+            Stage(stage="warmup", tokens=int(0.04 * tokens), lr=lr, index_lr=1e-2),
+            Stage(stage="sparse", tokens=int(0.26 * tokens), lr=lr, index_lr=3e-3, decay=1.0),
+        )
+    return TrainConfig(data=dataset.path, model=model, stages=stages, context=context, batch_tokens=16 * context)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -80,9 +79,7 @@ def load_checkpoint(path: Path, train_step: TrainStep) -> int:
     saved = load(path)
     if saved.config != train_step.model.config:
         raise UserError(f"{path}: is of another model than this run's configuration describes")
-    with torch.no_grad():
-        for mine, theirs in zip(train_step.model.parameters(), saved.parameters(), strict=True):
-            mine.copy_(theirs)
+    train_step.model.load_state_dict(saved.state_dict())
     try:
         state = load_file(path / OPTIMIZER)
     except (OSError, SafetensorError) as error:

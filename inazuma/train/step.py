@@ -11,6 +11,7 @@ from torch import Tensor
 from inazuma.data.batches import IGNORE, Batch
 from inazuma.errors import RunError
 from inazuma.model import Transformer
+from inazuma.model.moe import Imbalance, imbalance
 from inazuma.train.optimizer import build_optimizers, is_index_parameter, set_learning_rate
 from inazuma.train.recipe import Stage, TrainConfig
 
@@ -22,6 +23,8 @@ class StepResult(NamedTuple):
     """Each layer's KL, nats a query; None where no indexer learns."""
     grad_norm: float
     lr: float
+    imbalance: dict[int, Imbalance]
+    """How unevenly each mixture of experts shared out the batch's tokens, by layer."""
 
 
 def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
@@ -41,6 +44,8 @@ class TrainStep:
     def __init__(self, model: Transformer, config: TrainConfig):
         self.model, self.config = model, config
         self.device = next(model.parameters()).device
+        self.mixtures = model.mixtures()
+        self.index_weights = torch.tensor(model.config.index_loss_weights(), device=self.device)
         self.optimizers = build_optimizers(model, config.optimizer)
         named = list(model.named_parameters())
         self.learners = {
@@ -68,8 +73,10 @@ class TrainStep:
         for start in range(0, rows, self.config.rows_at_once):
             piece = batch.rows(start, min(start + self.config.rows_at_once, rows))
             ids, target_ids, first = to_device(piece, self.device)
+            balance: list[Tensor] | None = [] if self.mixtures and self.model.config.scoring_func == "softmax" else None
             with self.autocast():
-                output = self.model(ids, first=first, stage=stage.stage, output_index_loss=indexes)
+                options = {"stage": stage.stage, "output_index_loss": indexes, "balance": balance}
+                output = self.model(ids, first=first, **options)
                 logits, piece_index = output if indexes else (output, None)
                 piece_loss = token_losses(logits, target_ids).sum() / targets
             total = piece_loss
@@ -77,7 +84,10 @@ class TrainStep:
                 piece_index = piece_index * (len(piece.ids) / rows)
                 index_loss += piece_index.detach()
                 # In the warm-up the language-model loss has nobody to teach.
-                total = piece_index.sum() if stage.stage == "warmup" else piece_loss + piece_index.sum()
+                index_total = (piece_index * self.index_weights).sum()
+                total = index_total if stage.stage == "warmup" else piece_loss + index_total
+            if balance and stage.stage != "warmup":
+                total = total + self.config.balance_loss * torch.stack(balance).mean() * (len(piece.ids) / rows)
             total.backward()
             loss += piece_loss.detach()
         norms = {
@@ -95,7 +105,16 @@ class TrainStep:
             optimizer.step()
         self.zero_grad()
         norm = norms["indexer" if stage.stage == "warmup" else "model"]
-        return StepResult(float(loss), None if index_loss is None else index_loss.tolist(), float(norm), lr)
+        index_losses = None if index_loss is None else index_loss.tolist()
+        return StepResult(float(loss), index_losses, float(norm), lr, self._balance(stage))
+
+    def _balance(self, stage: Stage) -> dict[int, Imbalance]:
+        """Moves the experts' biases by this step's load, which is then forgotten, and says how uneven it was."""
+        uneven = {layer: imbalance(mixture.load()) for layer, mixture in self.mixtures.items()}
+        biased = stage.stage != "warmup" and self.model.config.scoring_func == "sigmoid"
+        for mixture in self.mixtures.values():
+            mixture.update_balance(self.config.balance_speed if biased else 0.0)
+        return uneven
 
     def zero_grad(self) -> None:
         """Forgets the gradients. None rather than zero: who gets no gradient is left alone, weight decay included."""

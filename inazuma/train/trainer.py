@@ -174,10 +174,16 @@ class Trainer:
             }
             if result.index_loss is not None:
                 line["index_loss"] = result.index_loss
+            if result.imbalance:
+                line["max_violation"] = [one.max_violation for one in result.imbalance.values()]
+                line["idle_experts"] = [one.idle for one in result.imbalance.values()]
             record(line)
             at_end = self.step in ends
             if at_end or self.step % config.validate_every == 0:
                 record(self._validate(stage))
+                for layer, one in result.imbalance.items():
+                    if one.idle > COLLAPSED:
+                        record({"kind": "warning", "step": self.step, "message": collapse(layer, one.idle)})
             if at_end or self.step % config.checkpoint_every == 0:
                 self._checkpoint()
 
@@ -229,6 +235,18 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+COLLAPSED = 0.5
+"""Share of a layer's experts that get no token of a whole batch from which on its router is reported."""
+
+
+def collapse(layer: int, idle: float) -> str:
+    """What is said of a router that sends all tokens to a few experts."""
+    return (
+        f"layer {layer}: {idle:.0%} of the experts got no token in this step, so the router has collapsed; raise "
+        "balance_speed (sigmoid scores) or balance_loss (softmax scores), or lower the learning rate"
+    )
 
 
 def open_dataset(config: TrainConfig) -> Dataset:

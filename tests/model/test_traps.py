@@ -21,7 +21,7 @@ from transformers.models.glm_moe_dsa.modeling_glm_moe_dsa import GlmMoeDsaIndexe
 import inazuma
 from inazuma.errors import UserError
 from inazuma.model import Cache, ModelConfig, families
-from inazuma.model.attention import Context, LatentAttention
+from inazuma.model.attention import Context, LatentAttention, Observation
 from inazuma.model.indexer import IndexTensors, LightningIndexer
 from inazuma.model.layers import Rotation
 from inazuma.ops import select_tokens
@@ -324,6 +324,35 @@ def test_trap_9_a_shared_layers_loss_teaches_the_full_layers_indexer(attention, 
         gradients = torch.autograd.grad(losses[layer], model.parameters(), retain_graph=True, allow_unused=True)
         moved = {name for name, g in zip(names, gradients, strict=True) if g is not None and g.abs().max() > 0}
         assert moved == {name for name in names if name.startswith(f"model.layers.{teaches}.self_attn.indexer.")}
+
+
+@BOTH
+def test_trap_9_the_full_layers_indexer_learns_from_the_mean_of_the_layers_it_serves(attention):
+    """KL(mean of the layers' attention || softmax of the scores), written out densely, has the same gradient."""
+    model = build(sharing(attention))
+    seen: list[Observation] = []
+    _, losses = model(tokens(2, 30), stage="warmup", output_index_loss=True, observe=seen.append)
+    weights = torch.tensor(model.config.index_loss_weights(), dtype=torch.float64)
+    assert torch.allclose(weights, torch.tensor([1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3], dtype=torch.float64))
+    indexer = [parameter for name, parameter in model.named_parameters() if is_indexer(name)]
+    ours = torch.autograd.grad((losses * weights).sum(), indexer, retain_graph=True)
+
+    hidden = torch.ones(30, 30, dtype=torch.bool).triu(1)
+    expected = 0.0
+    for source, served in ((0, seen[:2]), (2, seen[2:])):
+        targets = []
+        for layer in served:
+            k = layer.k.repeat_interleave(layer.q.shape[2] // layer.k.shape[2], 2)
+            scores = torch.einsum("bthd,bshd->bhts", layer.q, k) * layer.scale
+            targets.append(scores.masked_fill(hidden, -torch.inf).softmax(-1).mean(1).detach())
+        target = torch.stack(targets).mean(0)
+        index = seen[source].index
+        products = torch.einsum("btic,bsc->btis", index.q, index.k).relu()
+        scores = torch.einsum("btis,bti->bts", products, index.w).masked_fill(hidden, -torch.inf)
+        logs = scores.log_softmax(-1).masked_fill(hidden, 0.0)
+        expected = expected - (target * logs).sum(-1).mean()
+    for mine, theirs in zip(ours, torch.autograd.grad(expected, indexer), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-8, atol=1e-12)
 
 
 @torch.no_grad()
