@@ -40,5 +40,6 @@ def test_a_preset_that_was_trained_is_read_by_transformers(corpus, tmp_path, cap
         changes += ["validation_tokens=64"] + (["model.index_topk=16"] if name == "dsa-nano" else [])
         arguments = [word for change in changes for word in ("--set", change)]
         assert main(["train", str(file), "--out", str(tmp_path / name), *arguments]) == 0
+        capsys.readouterr()
         theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path / name / "model", output_loading_info=True)
         assert type(theirs).__name__ == f"{kind}ForCausalLM" and not any(info.values())
