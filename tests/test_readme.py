@@ -40,6 +40,29 @@ def test_every_figure_is_the_records(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", READMES)
+def test_every_ratio_is_the_records(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    results = ROOT / "benchmarks/results"
+    ratios = {}
+    for file in ("ops_cpu.json", "ops_cpu_bfloat16.json"):
+        record = json.loads((results / file).read_text())
+        for one in record["results"]:
+            one = one.get("one sequence", {}) | one
+            if "ratio" in one:
+                ratios[one["what"], one["length"], one["dtype"]] = one["ratio"]
+    rows = [line for line in text.splitlines() if re.match(r"\| .*\d,\d{3}.* \| \d+\.\d \| \d+\.\d \|", line)]
+    plan = [("forward", 8192), ("forward", 32768), ("forward", 65536), ("training", 16384), ("decoding", 65536)]
+    assert len(rows) == len(plan)
+    for row, (what, length) in zip(rows, plan, strict=True):
+        assert f"{length:,}" in row
+        both = (f"{ratios[what, length, dtype]:.1f}" for dtype in ("float32", "bfloat16"))
+        assert row.endswith(f"| {' | '.join(both)} |"), row
+    prefill = json.loads((results / "prefill.json").read_text())
+    assert f"{prefill['length']:,}" in text
+    assert f"{prefill['times_faster']:.0f} " in text and f"{prefill['share_of_peak']:.3f}" in text
+
+
+@pytest.mark.parametrize("name", READMES)
 def test_every_link_leads_somewhere(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?://)([^)]+)\)", text):
