@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
 
-.PHONY: help setup demo test test-all check sanitize clean
+.PHONY: help setup demo test test-all check sanitize arm clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,15 @@ sanitize: setup ## test the C++ engine under AddressSanitizer and UndefinedBehav
 	cmake --build build/sanitize --parallel
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 INAZUMA_LIBRARY_FOLDER=build/sanitize $(VENV)/bin/python -m pytest -q tests/ops
+
+ARM ?= aarch64-linux-gnu
+arm: ## test the C++ engine on 64-bit Arm, in an emulator (needs cmake; on Debian: g++-aarch64-linux-gnu, qemu-user-static)
+	cmake -S native -B build/arm -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=$(ARM)-g++
+	cmake --build build/arm --parallel
+	$(ARM)-g++ -std=c++17 -O2 -Wall -Wextra -I native tests/ops/native_check.cpp build/arm/libinazuma_cpu.so \
+	  -Wl,-rpath,'$$ORIGIN' -o build/arm/native_check
+	qemu-aarch64-static -L /usr/$(ARM) build/arm/native_check
 
 clean: ## remove .venv and caches; runs are kept
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

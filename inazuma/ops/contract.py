@@ -18,6 +18,9 @@ from torch import Tensor
 
 from inazuma.errors import UserError
 
+LONGEST = 2**31 - 1
+"""The most keys, and the most places of a selection: indices are int32."""
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -51,14 +54,33 @@ def check_index(index_q: Tensor, index_k: Tensor, index_w: Tensor) -> None:
     B, T, I, C = index_q.shape  # noqa: E741  (I is the design's letter for index heads)
     check_tensor("index_k", index_k, (B, None, C), "B,S,C", index_q)
     check_tensor("index_w", index_w, (B, T, I), "B,T,I", index_q)
+    _check_length("index_k", index_k.shape[1])
+
+
+def check_kept(k: int) -> None:
+    """Raises `UserError` unless `k` is a number of tokens that a query can keep."""
+    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
+        raise UserError(f"k: expected a whole number of tokens, got {k!r}")
+    if k < 1:
+        raise UserError(f"k: at least one token must be kept, got {k}")
+    if k > LONGEST:
+        raise UserError(f"k: indices are int32, at most {LONGEST} tokens can be kept, got {k}")
+
+
+def _check_length(name: str, S: int) -> None:
+    if S > LONGEST:
+        raise UserError(f"{name}: indices are int32, at most {LONGEST} keys can be told apart, got {S}")
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor | None = None, sink: Tensor | None = None) -> None:
     """`q [B,T,H,Dk]`, `k [B,S,G,Dk]`, `v [B,S,G,Dv]` with H a multiple of G, and `sink [H]`."""
     check_tensor("q", q, (None,) * 4, "B,T,H,Dk")
     B, _, H, Dk = q.shape
+    if Dk == 0:
+        raise UserError("q: heads have no width (its last dimension is 0)")
     check_tensor("k", k, (B, None, None, Dk), "B,S,G,Dk", q)
     S, G = k.shape[1:3]
+    _check_length("k", S)
     if G == 0 or H % G:
         raise UserError(f"q: {H} query heads cannot be shared out among k's {G} key-value heads")
     for name, x in (("k", k), ("v", v)):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from inazuma.errors import RunError, UserError
 from inazuma.ops import cpu, reference, triton
-from inazuma.ops.contract import check_attention, check_index, check_indices, check_tensor, resolve_spans
+from inazuma.ops.contract import check_attention, check_index, check_indices, check_kept, check_tensor, resolve_spans
 
 ENGINES = {"triton": triton, "cpu": cpu, "reference": reference}
 
@@ -82,7 +82,7 @@ def select_tokens(
     Args:
         index_q: `[B,T,I,C]`. index_k: `[B,S,C]`, one key for all index heads.
         index_w: `[B,T,I]`, the heads' weights with all scales folded in; may be negative.
-        k: how many to keep, at least 1; may exceed S.
+        k: how many to keep, 1 to 2^31 - 1; may exceed S.
         first, last: int32 `[B,T]`, the visible keys, inclusive; by default causal.
 
     Returns:
@@ -93,8 +93,7 @@ def select_tokens(
         RunError: with `debug`, a score that is not finite.
     """
     check_index(index_q, index_k, index_w)
-    if k < 1:
-        raise UserError(f"k: at least one token must be kept, got {k}")
+    check_kept(k)
     spans = resolve_spans(first, last, index_q, index_k.shape[1])
     if debug and (count := reference.count_non_finite(index_q, index_k, index_w, spans)):
         raise RunError(f"select_tokens: {count} scores of visible keys are not finite")

@@ -157,6 +157,7 @@ def test_non_contiguous_inputs_give_the_same() -> None:
         lambda x: torch.cat([x, x], dim=-1)[..., : x.shape[-1]],
         lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
         lambda x: x.flip(0).contiguous().flip(0)[:, :, ...],
+        lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),  # aligned to one element only
     ]
     expected = everything(leaves)
     for change in layouts:
@@ -175,6 +176,18 @@ def test_expanded_inputs_give_the_same() -> None:
     assert_close(
         everything(shared), everything(shared.map(lambda x: x.clone(memory_format=torch.contiguous_format))), 1e-12
     )
+
+
+def test_one_number_expanded_to_a_whole_row_gives_the_same() -> None:
+    """Stride 0 in the last dimension, which the engines read contiguously, and in every other."""
+    inputs = make_inputs(48)
+    for change in (lambda x: x[..., :1].expand_as(x), lambda x: x.flatten()[0].expand_as(x)):
+        expanded = inputs.map(change)
+        plain = expanded.map(lambda x: x.clone(memory_format=torch.contiguous_format))
+        for stage in ("sparse", "dense"):
+            a, b = (dsa(*x, topk=3, stage=stage) for x in (expanded, plain))
+            assert_close([a.out, a.loss], [b.out, b.loss], 1e-12)
+            assert a.indices is None or torch.equal(a.indices, b.indices)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -255,6 +268,11 @@ LSE = torch.zeros(2, 5, 4, dtype=torch.float64)
         ("last", torch.zeros(2, 5, dtype=torch.int32, device="meta")),
         ("k", 0),
         ("k", -1),
+        ("k", 2**31),
+        ("k", 2**70),
+        ("k", 3.0),
+        ("k", True),
+        ("index_k", torch.zeros(1, 1, 1, dtype=torch.float64).expand(2, 2**31, 3)),
     ],
 )
 def test_select_tokens_refuses(name: str, wrong: object) -> None:
@@ -263,6 +281,8 @@ def test_select_tokens_refuses(name: str, wrong: object) -> None:
 
 
 WRONG_ATTENTION = [
+    ("q", X.q[..., :0]),
+    ("k", X.k[:, :1].expand(-1, 2**31, -1, -1)),
     ("q", X.q[0]),
     ("q", X.q.int()),
     ("k", X.k[..., 0]),

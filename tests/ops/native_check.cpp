@@ -1,0 +1,278 @@
+// The C++ engine without Python: every function of native/interface.h on random inputs, beside plain loops in double.
+//
+// Built with nothing but interface.h and the library, so that it runs where no PyTorch is: `make arm` cross-compiles
+// both and runs them in an emulator. Prints one line and exits with 0, or says what is wrong and exits with 1.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "interface.h"
+
+namespace {
+
+using Reals = std::vector<double>;
+constexpr double LOWEST = -std::numeric_limits<double>::infinity();
+
+int checks = 0, failures = 0;
+std::string where;
+
+void expect(bool right, const std::string& what, double actual = 0.0, double wanted = 0.0) {
+  ++checks;
+  if (right || ++failures > 20) return;
+  std::printf("%s: %s: %.9g instead of %.9g\n", where.c_str(), what.c_str(), actual, wanted);
+}
+
+// A contiguous tensor [B][rows][groups][width] whose elements, rounded to its dtype, are also there in double.
+struct Tensor {
+  int64_t B, rows, groups, width;
+  bool bfloat16;
+  std::vector<float> floats;
+  std::vector<uint16_t> halves;
+  Reals exact;
+
+  Tensor(int64_t b, int64_t r, int64_t g, int64_t w, bool half)
+      : B(b), rows(r), groups(g), width(w), bfloat16(half), floats(b * r * g * w), halves(half ? b * r * g * w : 0),
+        exact(b * r * g * w) {}
+
+  template <class Draw>
+  Tensor& fill(Draw draw) {
+    for (size_t i = 0; i < floats.size(); ++i) {
+      floats[i] = draw();
+      if (bfloat16) {  // cut off: what is left is exact in both
+        uint32_t bits;
+        std::memcpy(&bits, &floats[i], 4);
+        halves[i] = uint16_t(bits >> 16);
+        bits &= 0xFFFF0000u;
+        std::memcpy(&floats[i], &bits, 4);
+      }
+      exact[i] = floats[i];
+    }
+    return *this;
+  }
+
+  const double* at(int64_t b, int64_t row, int64_t group) const {
+    return exact.data() + ((b * rows + row) * groups + group) * width;
+  }
+  void* data() { return bfloat16 ? static_cast<void*>(halves.data()) : floats.data(); }
+  InazumaTensor view() { return {data(), rows * groups * width, groups * width, width, bfloat16}; }
+  double read(size_t i) const {
+    if (!bfloat16) return floats[i];
+    const uint32_t bits = uint32_t(halves[i]) << 16;
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+  }
+};
+
+// Every element within `tolerance` of the largest wanted one, and equal where that is infinite.
+void close(const std::string& what, const Tensor& actual, const Reals& wanted, double tolerance) {
+  double most = 1e-3;
+  for (double x : wanted)
+    if (std::isfinite(x)) most = std::max(most, std::abs(x));
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const double x = actual.read(i);
+    expect(x == wanted[i] || std::abs(x - wanted[i]) <= tolerance * most, what, x, wanted[i]);
+  }
+}
+
+double dot(const double* a, const double* b, int64_t n) {
+  double sum = 0.0;
+  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+struct Case {
+  const char* name;
+  int64_t B, T, S, H, G, Dk, Dv, I, C, K;
+  bool bfloat16, ties;  // ties: whole numbers, whose scores are exact and often equal, and zeros of both signs
+  bool spans;           // random ones, empty ones among them, instead of causal
+  int threads;
+};
+
+void check(const Case& c, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::uniform_int_distribution<int> whole(-2, 2);
+  const auto draw = [&] { return normal(random); };
+  const auto draw_index = [&] {
+    if (!c.ties) return normal(random);
+    const int x = whole(random);
+    return x ? float(x) : whole(random) < 0 ? -0.0f : 0.0f;
+  };
+  const int64_t rows = c.B * c.T, N = c.H / c.G;
+  Tensor q(c.B, c.T, c.H, c.Dk, c.bfloat16), k(c.B, c.S, c.G, c.Dk, c.bfloat16), v(c.B, c.S, c.G, c.Dv, c.bfloat16);
+  Tensor dout(c.B, c.T, c.H, c.Dv, c.bfloat16);
+  Tensor index_q(c.B, c.T, c.I, c.C, c.bfloat16), index_k(c.B, c.S, 1, c.C, c.bfloat16), w(c.B, c.T, c.I, 1, false);
+  q.fill(draw), k.fill(draw), v.fill(draw), dout.fill(draw);
+  index_q.fill(draw_index), index_k.fill(draw_index), w.fill(draw_index);
+
+  std::vector<int32_t> first(rows), last(rows);
+  std::uniform_int_distribution<int> any(0, int(c.S) - 1);
+  for (int64_t r = 0; r < rows; ++r) {
+    first[r] = c.spans ? any(random) : 0;
+    last[r] = c.spans ? any(random) : int32_t(c.S - c.T + r % c.T);
+    if (last[r] < first[r]) first[r] = 0, last[r] = -1;
+  }
+  InazumaProblem problem{};
+  problem.B = c.B, problem.T = c.T, problem.S = c.S, problem.H = c.H, problem.G = c.G, problem.Dk = c.Dk;
+  problem.Dv = c.Dv, problem.I = c.I, problem.C = c.C, problem.K = c.K;
+  problem.first = first.data(), problem.last = last.data();
+  problem.scale = 1.0f / std::sqrt(float(c.Dk)), problem.threads = c.threads;
+
+  // Selection, against a sort of all visible keys by (score, key). Without ties no two scores are as near to each other
+  // as rounding brings them, or hardly any: then the sets may differ in scores that are equal to rounding.
+  std::vector<int32_t> indices(rows * c.K);
+  expect(inazuma_select(&problem, index_q.view(), index_k.view(), w.floats.data(), indices.data()) == 0, "select ran");
+  Reals scores(rows * c.S);
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t b = r / c.T, t = r % c.T;
+    double* I = scores.data() + r * c.S;
+    for (int64_t s = 0; s < c.S; ++s)
+      for (int64_t i = 0; i < c.I; ++i)
+        I[s] += w.exact[r * c.I + i] * std::max(0.0, dot(index_q.at(b, t, i), index_k.at(b, s, 0), c.C));
+    std::vector<int32_t> best;
+    for (int32_t s = first[r]; s <= last[r]; ++s) best.push_back(s);
+    std::stable_sort(best.begin(), best.end(), [&](int32_t a, int32_t z) { return I[a] > I[z]; });
+    if (int64_t(best.size()) > c.K) best.resize(c.K);
+    const double least = best.empty() ? 0.0 : I[best.back()];
+    std::sort(best.begin(), best.end());
+    best.resize(c.K, -1);
+    for (int64_t j = 0; j < c.K; ++j) {
+      const int32_t got = indices[r * c.K + j];
+      const bool near = !c.ties && got >= first[r] && got <= last[r] && I[got] >= least - 1e-4 * (1 + std::abs(least));
+      const bool ascending = j == 0 || got == -1 || got > indices[r * c.K + j - 1];
+      expect((got == best[j] || near) && ascending, "selected key", got, best[j]);
+    }
+  }
+
+  // Attention and the indexer's loss over the selected keys, and over the spans.
+  for (const bool selected : {true, false}) {
+    where = std::string(inazuma_kernels()) + ", " + c.name + (selected ? ", selected" : ", spans");
+    std::vector<std::vector<int32_t>> keys(rows);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int32_t s = first[r]; s <= last[r] && !selected; ++s) keys[r].push_back(s);
+      for (int64_t j = 0; j < c.K && selected; ++j)
+        if (indices[r * c.K + j] >= 0) keys[r].push_back(indices[r * c.K + j]);
+    }
+    problem.indices = selected ? indices.data() : nullptr;
+    problem.first = selected ? nullptr : first.data(), problem.last = selected ? nullptr : last.data();
+
+    std::vector<float> sink(c.spans ? 0 : c.H);  // without one, a query that sees nothing has lse -inf
+    for (float& x : sink) x = draw();
+    Reals out(rows * c.H * c.Dv), lse(rows * c.H), plain(rows * c.H), target(rows * c.S);
+    Reals dq(rows * c.H * c.Dk), dk(k.exact.size()), dv(v.exact.size()), delta(rows * c.H);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t h = 0; h < c.H; ++h) {
+        const int64_t b = r / c.T, t = r % c.T, g = h / N, at = r * c.H + h;
+        Reals logits;
+        double most = LOWEST, total = 0.0;
+        for (int32_t s : keys[r]) logits.push_back(problem.scale * dot(q.at(b, t, h), k.at(b, s, g), c.Dk));
+        for (double x : logits) most = std::max(most, x);
+        for (double x : logits) total += std::exp(x - most);
+        plain[at] = logits.empty() ? LOWEST : most + std::log(total);
+        lse[at] = plain[at];
+        if (!sink.empty()) {
+          const double high = std::max(plain[at], double(sink[h]));
+          lse[at] = high + std::log(std::exp(plain[at] - high) + std::exp(sink[h] - high));
+        }
+        for (size_t j = 0; j < keys[r].size(); ++j) {
+          target[r * c.S + keys[r][j]] += std::exp(logits[j] - plain[at]) / double(c.H);
+          for (int64_t d = 0; d < c.Dv; ++d)
+            out[at * c.Dv + d] += std::exp(logits[j] - lse[at]) * v.at(b, keys[r][j], g)[d];
+        }
+        delta[at] = dot(dout.at(b, t, h), out.data() + at * c.Dv, c.Dv);
+        for (size_t j = 0; j < keys[r].size(); ++j) {
+          const int64_t s = (b * c.S + keys[r][j]) * c.G + g;
+          const double p = std::exp(logits[j] - lse[at]);
+          const double dscore = p * (dot(dout.at(b, t, h), v.at(b, keys[r][j], g), c.Dv) - delta[at]) * problem.scale;
+          for (int64_t d = 0; d < c.Dv; ++d) dv[s * c.Dv + d] += p * dout.at(b, t, h)[d];
+          for (int64_t d = 0; d < c.Dk; ++d) dk[s * c.Dk + d] += dscore * q.at(b, t, h)[d];
+          for (int64_t d = 0; d < c.Dk; ++d) dq[at * c.Dk + d] += dscore * k.at(b, keys[r][j], g)[d];
+        }
+      }
+    const double values = c.bfloat16 ? 1e-2 : 2e-5, fine = 2e-5;
+    Tensor out_(c.B, c.T, c.H, c.Dv, c.bfloat16), lse_(c.B, c.T, c.H, 1, false), delta_(c.B, c.T, c.H, 1, false);
+    Tensor dq_(q), dk_(k), dv_(v);
+    expect(inazuma_attention(&problem, q.view(), k.view(), v.view(), sink.empty() ? nullptr : sink.data(), out_.data(),
+                             lse_.floats.data()) == 0,
+           "attention ran");
+    close("out", out_, out, values), close("lse", lse_, lse, fine);
+    std::copy(delta.begin(), delta.end(), delta_.floats.begin());
+    expect(inazuma_attention_backward(&problem, q.view(), k.view(), v.view(), dout.view(), lse_.floats.data(),
+                                      delta_.floats.data(), dq_.data(), dk_.data(), dv_.data()) == 0,
+           "the attention's gradient ran");
+    close("dq", dq_, dq, values), close("dk", dk_, dk, values), close("dv", dv_, dv, values);
+
+    double loss = 0.0;
+    int64_t queries = 0;
+    for (const auto& row : keys) queries += !row.empty();
+    Reals dindex_q(index_q.exact.size()), dindex_k(index_k.exact.size()), dw(w.exact.size());
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t b = r / c.T, t = r % c.T;
+      const double* I = scores.data() + r * c.S;
+      double most = LOWEST, total = 0.0;
+      for (int32_t s : keys[r]) most = std::max(most, I[s]);
+      for (int32_t s : keys[r]) total += std::exp(I[s] - most);
+      for (int32_t s : keys[r]) {
+        const double p = target[r * c.S + s], log = I[s] - most - std::log(total);
+        loss += p > 0.0 ? p * (std::log(p) - log) / double(queries) : 0.0;
+        const double score = (std::exp(log) - p) / double(queries);
+        for (int64_t i = 0; i < c.I; ++i) {
+          const double product = dot(index_q.at(b, t, i), index_k.at(b, s, 0), c.C);
+          if (product <= 0.0) continue;
+          dw[r * c.I + i] += score * product;
+          for (int64_t d = 0; d < c.C; ++d) {
+            dindex_q[(r * c.I + i) * c.C + d] += score * w.exact[r * c.I + i] * index_k.at(b, s, 0)[d];
+            dindex_k[(b * c.S + s) * c.C + d] += score * w.exact[r * c.I + i] * index_q.at(b, t, i)[d];
+          }
+        }
+      }
+    }
+    Tensor dindex_q_(index_q), dindex_k_(index_k), dw_(w);
+    float loss_ = NAN;
+    std::copy(plain.begin(), plain.end(), lse_.floats.begin());
+    expect(inazuma_index_loss(&problem, index_q.view(), index_k.view(), w.floats.data(), q.view(), k.view(),
+                              lse_.floats.data(), &loss_, dindex_q_.data(), dindex_k_.data(), dw_.floats.data()) == 0,
+           "the loss ran");
+    expect(std::abs(loss_ - loss) <= 1e-5 * (1.0 + loss), "loss", loss_, loss);
+    close("dindex_q", dindex_q_, dindex_q, c.bfloat16 ? 1e-2 : 1e-4);
+    close("dindex_k", dindex_k_, dindex_k, c.bfloat16 ? 1e-2 : 1e-4);
+    close("dw", dw_, dw, 1e-4);
+  }
+}
+
+}  // namespace
+
+int main() {
+  const Case cases[] = {
+      //                     B   T    S   H  G  Dk  Dv  I   C   K  bfloat16 ties spans threads
+      {"causal",             2, 37,  61,  8, 1, 24, 16, 4, 32, 12, false, false, false, 2},
+      {"ties and zeros",     2, 37,  61,  4, 2,  9,  7, 3,  5, 12, false, true, false, 1},
+      {"spans",              2, 33,  90,  6, 3, 17, 20, 5, 19,  9, false, true, true, 2},
+      {"many queries",       1, 140, 300, 2, 1,  8,  8, 4, 16, 20, false, false, true, 1},
+      {"many, with ties",    1, 140, 300, 2, 1,  8,  8, 4, 16, 20, false, true, false, 2},
+      {"wide",               1,  5,  40, 36, 1, 80, 64, 9, 64,  8, false, false, false, 1},
+      {"decoding",           2,  1, 9000, 4, 1, 16, 16, 4, 16, 64, false, false, false, 2},
+      {"decoding with ties", 2,  1, 9000, 4, 4, 16, 16, 2,  3, 64, false, true, true, 1},
+      {"bfloat16",           2, 37,  61,  8, 1, 24, 16, 4, 32, 12, true, false, false, 2},
+      {"bfloat16 ties",      1, 140, 200, 4, 2, 10,  6, 3,  6, 15, true, true, true, 1},
+      {"least",              1,  1,   1,  1, 1,  1,  1, 1,  1,  3, false, false, false, 1},
+  };
+  std::string names;
+  for (const char* name : {"avx512vnni", "avx512", "avx2", "portable"}) {
+    if (!inazuma_use_kernels(name)) continue;
+    names += std::string(names.empty() ? "" : ", ") + name;
+    unsigned seed = 1;
+    for (const Case& one : cases) {
+      where = std::string(name) + ", " + one.name;
+      check(one, seed++);
+    }
+  }
+  std::printf("%s: %d checks, %d failures\n", names.c_str(), checks, failures);
+  return failures != 0;
+}
