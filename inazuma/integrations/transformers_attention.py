@@ -170,6 +170,7 @@ def attend(
         if not reads_all:
             indices = ops.select_tokens(*index, topk, first=first, last=last)
         selection = Selection(indices, index if teaches and index.q_BTIC.requires_grad else None)
+        del index
 
     # Absorbed, one gathered row serves all heads; where every key is read anyway, expanding them once is cheaper.
     absorbed = _is_plain(layer.kv_b_proj, hidden_states) and not (reads_all and T == S)
