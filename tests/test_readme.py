@@ -60,6 +60,8 @@ def test_every_ratio_is_the_records(name: str) -> None:
     prefill = json.loads((results / "prefill.json").read_text())
     assert f"{prefill['length']:,}" in text
     assert f"{prefill['times_faster']:.0f} " in text and f"{prefill['share_of_peak']:.3f}" in text
+    integration = json.loads((results / "integration.json").read_text())
+    assert f"{integration['times_faster']:.0f} " in text and f"{integration['share_of_added']:.3f}" in text
 
 
 @pytest.mark.parametrize("name", READMES)

@@ -26,9 +26,9 @@ from inazuma.ops.contract import check_attention, check_index, check_indices, ch
 ENGINES = {"triton": triton, "cpu": cpu, "reference": reference}
 
 AUTO = ("cpu", "reference")
-"""What `engine="auto"` may take, the fastest first; `benchmarks/results/auto.json` has measured it: the C++ engine was
-faster than the reference at every shape, from 1 token on. Dense attention is part of the choice in `dsa`, which reads in
-place what a selection of all keys would gather. Not triton: its kernels are right in Triton's interpreter and they
+"""What `engine="auto"` may take, the fastest first, as measured in `benchmarks/results/auto.json`: the C++ engine was
+faster than the reference at every shape, from 1 token on. Dense attention is part of the choice in `dsa`, which reads
+in place what a selection of all keys would gather. Not triton: its kernels are right in Triton's interpreter and they
 compile for every GPU, but none has run them yet; `benchmarks/gpu.py` is what must pass there first."""
 
 debug = os.environ.get("INAZUMA_DEBUG", "0") != "0"
