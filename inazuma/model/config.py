@@ -68,6 +68,8 @@ class ModelConfig:
     """The family (`inazuma.model.families`) that checkpoints are written as; None: the first that can express it."""
     hidden_size: int = 256
     num_hidden_layers: int = 4
+    num_nextn_predict_layers: int = 0
+    """Layers for multi-token prediction, behind those: the first predicts the token after the next one, and so on."""
     intermediate_size: int = 768
     """Width of the SwiGLU layers."""
     num_attention_heads: int = 4
@@ -140,7 +142,7 @@ class ModelConfig:
         self._forget_what_is_not_there()
         positive = [name for name, value in vars(self).items() if type(value) is int and not name.endswith("token_id")]
         for name in positive:
-            least = 0 if name in ("n_shared_experts", "first_k_dense_replace") else 1
+            least = 0 if name in ("num_nextn_predict_layers", "n_shared_experts", "first_k_dense_replace") else 1
             if getattr(self, name) < least:
                 raise UserError(f"{name}: must be at least {least}, got {getattr(self, name)}")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range", "routed_scaling_factor"):
@@ -220,8 +222,10 @@ class ModelConfig:
         return min(self.rope_head_dim, self.index_head_dim)
 
     def has_indexer(self, layer: int) -> bool:
-        """Whether a layer runs an indexer of its own."""
-        return self.index_topk is not None and (self.indexer_types is None or self.indexer_types[layer] == "full")
+        """Whether a layer runs an indexer of its own; those for multi-token prediction all do."""
+        if self.index_topk is None or self.indexer_types is None or layer >= self.num_hidden_layers:
+            return self.index_topk is not None
+        return self.indexer_types[layer] == "full"
 
     def has_experts(self, layer: int) -> bool:
         """Whether a layer's feed-forward part is a mixture of experts."""
