@@ -69,7 +69,7 @@ class Drafter:
         Args:
             hidden_BTE: the model's output at all positions that it read since the last call; None: since the prompts.
             known_B: how many tokens of each row are known: those that were read, and the one drawn after them.
-            draw: chooses tokens `[B,T]` from logits `[B,T,V]`; also told how many tokens of each row came before, `[B]`.
+            draw: chooses tokens `[B,T]` from logits `[B,T,V]`; told how many of each row came before, `[B]`.
         """
         if hidden_BTE is not None:
             self._window_BWE = torch.cat([self._window_BWE, hidden_BTE], dim=1)

@@ -20,6 +20,8 @@ class StepResult(NamedTuple):
     """Mean negative log-likelihood of the batch's targets, nats a token."""
     index_loss: list[float] | None
     """Each layer's KL, nats a query; None where no indexer learns."""
+    mtp_loss: list[float] | None
+    """Each multi-token prediction's mean negative log-likelihood, nats a token; None where none is trained."""
     grad_norm: float
     lr: float
 
@@ -28,6 +30,16 @@ def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     """Negative log-likelihood of each target in nats, float32 `[B,T]`; 0 where the target is to be ignored."""
     logits, targets = logits_BTV.flatten(0, 1).float(), targets_BT.flatten()
     return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none").view_as(targets_BT)
+
+
+def targets_ahead(targets_BT: Tensor, first_BT: Tensor, depth: int) -> Tensor:
+    """What the `depth`-th layer for multi-token prediction is to predict at each position: the target of the position
+    `depth` further on. `IGNORE` where that lies behind the row or in another document, or is itself to be ignored."""
+    depth = min(depth, targets_BT.shape[1])
+    targets = F.pad(targets_BT[:, depth:], (0, depth), value=IGNORE)
+    begins = F.pad(first_BT[:, depth:], (0, depth), value=targets_BT.shape[1])
+    here = torch.arange(targets_BT.shape[1], device=targets_BT.device)
+    return torch.where(begins <= here, targets, IGNORE)
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,29 +74,38 @@ class TrainStep:
         self._choose_learners(stage, indexes)
         self.model.train()
         targets = int((batch.targets != IGNORE).sum())
-        loss = torch.zeros((), device=self.device)
-        index_loss = torch.zeros(self.model.config.num_hidden_layers, device=self.device) if indexes else None
+        ahead = self._targets_ahead(batch)
+        loss, mtp_loss = torch.zeros((), device=self.device), torch.zeros(len(ahead), device=self.device)
+        layers = self.model.config.num_hidden_layers + len(ahead)
+        index_loss = torch.zeros(layers, device=self.device) if indexes else None
         rows = len(batch.ids)
         for start in range(0, rows, self.config.rows_at_once):
             piece = batch.rows(start, min(start + self.config.rows_at_once, rows))
             ids, target_ids, first = to_device(piece, self.device)
             with self.autocast():
-                output = self.model(ids, first=first, stage=stage.stage, output_index_loss=indexes)
-                logits, piece_index = output if indexes else (output, None)
+                logits, piece_index, predictions = self._forward(ids, first, stage, indexes)
                 piece_loss = token_losses(logits, target_ids).sum() / targets
+                piece_mtp = [
+                    token_losses(x, goals[start : start + len(ids)]).sum() / (goals != IGNORE).sum().clamp(min=1)
+                    for x, goals in zip(predictions, ahead, strict=True)
+                ]
             total = piece_loss
+            if ahead:
+                mtp_loss += torch.stack(piece_mtp).detach()
+                total = total + self.config.prediction_weight * torch.stack(piece_mtp).mean()
             if indexes:
                 piece_index = piece_index * (len(piece.ids) / rows)
                 index_loss += piece_index.detach()
                 # In the warm-up the language-model loss has nobody to teach.
-                total = piece_index.sum() if stage.stage == "warmup" else piece_loss + piece_index.sum()
+                total = piece_index.sum() if stage.stage == "warmup" else total + piece_index.sum()
             total.backward()
             loss += piece_loss.detach()
         norms = {
             role: torch.nn.utils.get_total_norm(x.grad for x in parameters if x.grad is not None)
             for role, parameters in self.learners.items()
         }
-        if not all(torch.isfinite(x).all() for x in (loss, *norms.values(), *([index_loss] if indexes else []))):
+        losses = (loss, mtp_loss, *([index_loss] if indexes else []))
+        if not all(torch.isfinite(x).all() for x in (*losses, *norms.values())):
             where = self.first_non_finite(batch, stage, indexes)
             self.zero_grad()
             raise RunError(f"the loss or a gradient is not finite, first in {where}")
@@ -95,7 +116,23 @@ class TrainStep:
             optimizer.step()
         self.zero_grad()
         norm = norms["indexer" if stage.stage == "warmup" else "model"]
-        return StepResult(float(loss), None if index_loss is None else index_loss.tolist(), float(norm), lr)
+        index_loss = None if index_loss is None else index_loss.tolist()
+        return StepResult(float(loss), index_loss, mtp_loss.tolist() if ahead else None, float(norm), lr)
+
+    def _targets_ahead(self, batch: Batch) -> list[Tensor]:
+        """The targets of each layer for multi-token prediction; none if they are not to learn."""
+        depths = self.model.config.num_nextn_predict_layers if self.config.prediction_weight else 0
+        _, targets, first = to_device(batch, self.device)
+        return [targets_ahead(targets, first, depth) for depth in range(1, depths + 1)]
+
+    def _forward(
+        self, ids: Tensor, first: Tensor, stage: Stage, indexes: bool
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """Logits, index loss and the logits of multi-token prediction, as far as they are to learn."""
+        predicts = self.config.prediction_weight > 0
+        output = self.model(ids, first=first, stage=stage.stage, output_index_loss=indexes, output_predictions=predicts)
+        logits, *more = output if isinstance(output, tuple) else (output,)
+        return logits, more[0] if indexes else None, more[-1] if predicts else []
 
     def zero_grad(self) -> None:
         """Forgets the gradients. None rather than zero: who gets no gradient is left alone, weight decay included."""
@@ -126,7 +163,7 @@ class TrainStep:
             with torch.no_grad(), self.autocast():
                 for start in range(0, len(batch.ids), self.config.rows_at_once):
                     ids, _, first = to_device(batch.rows(start, start + self.config.rows_at_once), self.device)
-                    self.model(ids, first=first, stage=stage.stage, output_index_loss=indexes)
+                    self._forward(ids, first, stage, indexes)
                     if found:
                         return f"the output of {found[0]}"
         finally:

@@ -174,6 +174,8 @@ class Trainer:
             }
             if result.index_loss is not None:
                 line["index_loss"] = result.index_loss
+            if result.mtp_loss is not None:
+                line["mtp_loss"] = result.mtp_loss
             record(line)
             at_end = self.step in ends
             if at_end or self.step % config.validate_every == 0:
