@@ -1,4 +1,4 @@
-"""Training the layers for multi-token prediction: what they are to predict, their loss, and that without nothing changes."""
+"""Training the layers for multi-token prediction: targets, loss, and that without them nothing changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from inazuma.data.batches import IGNORE, Batch, training_windows
+from inazuma.data.batches import IGNORE, Batch, evaluation_windows, training_windows
 from inazuma.data.shards import Dataset
 from inazuma.errors import RunError, UserError
 from inazuma.model import Transformer
@@ -45,7 +45,7 @@ def alone(batch: Batch) -> list[list[int]]:
 
 @pytest.mark.parametrize("depth", [1, 2, CONTEXT + 1])
 def test_targets_stay_in_their_document(corpus: Path, depth: int) -> None:
-    batch = batch_of(corpus, 40)
+    batch = batch_of(corpus, -(-Dataset.open(corpus).train.tokens // CONTEXT))
     assert (batch.document < 0).any() and (batch.first > 0).any()  # padding, and several documents in a row
     found = targets_ahead(torch.from_numpy(batch.targets), torch.from_numpy(batch.first), depth).numpy()
     expected = np.full_like(batch.targets, IGNORE)
@@ -60,7 +60,7 @@ def test_targets_stay_in_their_document(corpus: Path, depth: int) -> None:
 @pytest.mark.parametrize("rows", [1, 4])
 def test_the_loss_is_the_mean_over_documents_read_alone(corpus: Path, rows: int) -> None:
     """Equation 25, of gradients too; also where a batch is cut into passes."""
-    step = step_of(corpus, 2, DENSE, rows_at_once=rows, mtp_weight=0.5, optimizer={"clip": 1e9})
+    step = step_of(corpus, 2, DENSE, stages=ONE_STAGE, rows_at_once=rows, mtp_weight=0.5, optimizer={"clip": 1e9})
     model = step.model.double()
     batch = batch_of(corpus)
     step.zero_grad, step.optimizers = lambda: None, []
@@ -128,8 +128,6 @@ def test_losses_are_recorded_and_an_interruption_changes_nothing(corpus: Path, t
     model = whole.train_step.model
     main = Transformer(recipe(corpus).model)
     main.load_state_dict({name: model.state_dict()[name] for name in main.state_dict()})
-    from inazuma.data.batches import evaluation_windows
-
     split = Dataset.open(corpus).validation
     batches = evaluation_windows(split, context=CONTEXT, rows=2, max_tokens=400)
     assert document_losses(main, split, batches, stage="frozen").bits_per_byte == judged["bits_per_byte"]
@@ -161,9 +159,8 @@ def test_guesses_of_a_trained_model_are_accepted(corpus: Path, tmp_path: Path) -
     model = train(recipe(corpus, small, **changes), tmp_path / "run").train_step.model.eval()
     prompts = [piece[:6] for piece in alone(batch_of(corpus, 12)) if len(piece) > 6][:6]
     for options in ({}, {"temperature": 1.0}):
-        count = Acceptance()
+        count, plain = Acceptance(), Acceptance()
         text = model.generate(prompts, 40, stop=(), acceptance=count, **options)
-        plain = Acceptance()
         assert text == model.generate(prompts, 40, stop=(), speculative=False, acceptance=plain, **options)
-        print(options, count, plain, count.rate)
-        assert count.rate > 0.2 and count.passes < plain.passes
+        # By chance it would be one in 300; the batch as a whole ends with its slowest row.
+        assert count.rate > 0.3 and count.passes < 0.8 * plain.passes
