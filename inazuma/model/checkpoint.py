@@ -18,6 +18,7 @@ from torch import Tensor
 from inazuma.errors import UserError
 from inazuma.files import PARTIAL, atomic_folder, check_fresh, fresh_folder, read_json, write_json
 from inazuma.model import families
+from inazuma.model.config import ModelConfig
 from inazuma.model.transformer import Transformer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -27,6 +28,7 @@ def write_model(model: Transformer, folder: Path) -> None:
     """Writes the model's files into an existing folder; `save` is this, made atomic."""
     config = model.config
     weights = to_public({name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()})
+    weights |= {copy: weights[name].clone() for copy, name in _copies(config).items()}
     dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
     write_json(folder / "config.json", {**families.writer(config).write(config), "dtype": dtype})
     tokens = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
@@ -79,10 +81,17 @@ def load(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.d
         raise UserError(f"{path / 'config.json'}: has no model_type; is this a model folder?")
     config = families.read(hf)
     weights = _dequantize(_read_weights(path), hf.get("quantization_config"), path)
+    behind = f"model.layers.{config.num_hidden_layers}."
+    if config.num_nextn_predict_layers and not any(name.startswith(behind) for name in weights):
+        # transformers saves no layers for multi-token prediction, but goes on counting them.
+        config = families.read(hf | {name: 0 for name in ("num_nextn_predict_layers", "num_mtp_layers") if name in hf})
     with torch.device("meta"):
         model = Transformer(config)
     if config.tie_word_embeddings:
         weights.setdefault("lm_head.weight", weights.get("model.embed_tokens.weight"))
+    for copy, name in _copies(config).items():
+        if copy in weights and not _same(weights.pop(copy), weights.get(name)):
+            raise UserError(f"{path}: {copy} differs from {name}; here all layers share one")
     expected = {name: x.shape for name, x in to_public(model.state_dict()).items()}
     missing, surplus = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or surplus:
@@ -102,6 +111,20 @@ def load(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.d
 # ---------------------------------------------------------------------------------------------------------------------
 # Tensors, as the model has them and as checkpoints do
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _copies(config: ModelConfig) -> dict[str, str]:
+    """The names under which layers for multi-token prediction repeat what they share with the model."""
+    copies = {}
+    for layer in range(config.num_hidden_layers, config.num_hidden_layers + config.num_nextn_predict_layers):
+        copies[f"model.layers.{layer}.embed_tokens.weight"] = "model.embed_tokens.weight"
+        copies[f"model.layers.{layer}.shared_head.head.weight"] = "lm_head.weight"
+    return copies
+
+
+def _same(a: Tensor, b: Tensor | None) -> bool:
+    return b is not None and a.dtype == b.dtype and torch.equal(a, b)
+
 
 _STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_proj|up_proj|down_proj)")
 _EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")

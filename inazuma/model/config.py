@@ -68,6 +68,8 @@ class ModelConfig:
     """The family (`inazuma.model.families`) that checkpoints are written as; None: the first that can express it."""
     hidden_size: int = 256
     num_hidden_layers: int = 4
+    num_nextn_predict_layers: int = 0
+    """Layers for multi-token prediction, behind those: the first predicts the token after the next one, and so on."""
     intermediate_size: int = 768
     """Width of the SwiGLU layers."""
     num_attention_heads: int = 4
@@ -140,7 +142,7 @@ class ModelConfig:
         self._forget_what_is_not_there()
         positive = [name for name, value in vars(self).items() if type(value) is int and not name.endswith("token_id")]
         for name in positive:
-            least = 0 if name in ("n_shared_experts", "first_k_dense_replace") else 1
+            least = 0 if name in ("num_nextn_predict_layers", "n_shared_experts", "first_k_dense_replace") else 1
             if getattr(self, name) < least:
                 raise UserError(f"{name}: must be at least {least}, got {getattr(self, name)}")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range", "routed_scaling_factor"):
@@ -220,19 +222,23 @@ class ModelConfig:
         return min(self.rope_head_dim, self.index_head_dim)
 
     def has_indexer(self, layer: int) -> bool:
-        """Whether a layer runs an indexer of its own."""
-        return self.index_topk is not None and (self.indexer_types is None or self.indexer_types[layer] == "full")
+        """Whether a layer runs an indexer of its own; those for multi-token prediction all do."""
+        if self.index_topk is None or self.indexer_types is None or layer >= self.num_hidden_layers:
+            return self.index_topk is not None
+        return self.indexer_types[layer] == "full"
 
     def index_loss_weights(self) -> list[float]:
         """What each layer's index loss counts in the sum that the indexers learn from.
 
         An indexer that serves n layers learns from the mean of their attention: the gradient of KL(mean of p, softmax)
         is the mean of the gradients of KL(p, softmax), so each layer's loss counts 1/n (IndexCache, arXiv 2603.12201).
+        Layers for multi-token prediction, which come last, have indexers of their own.
         """
         sources = [layer for layer in range(self.num_hidden_layers) if self.has_indexer(layer)]
         ends = [*sources, self.num_hidden_layers][1:]
         served = [end - start for start, end in zip(sources, ends, strict=True)]
-        return [1 / n for n in served for _ in range(n)]
+        ahead = self.num_nextn_predict_layers if sources else 0
+        return [1 / n for n in served for _ in range(n)] + [1.0] * ahead
 
     def has_experts(self, layer: int) -> bool:
         """Whether a layer's feed-forward part is a mixture of experts."""

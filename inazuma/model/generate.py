@@ -1,4 +1,5 @@
-"""Writing text: greedy or sampled, a batch of prompts of any lengths, with the latent and index-key cache."""
+"""Writing text: greedy or sampled, a batch of prompts of any lengths, with the latent and index-key cache, and several
+tokens a pass where the model can guess them."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from inazuma.errors import UserError
 from inazuma.model.cache import Cache
+from inazuma.model.prediction import Acceptance, Drafter
 
 if TYPE_CHECKING:
     from inazuma.model.transformer import Transformer
@@ -37,12 +39,15 @@ def sample(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_k: int 
     return tokens.gather(-1, place.clamp(max=tokens.shape[-1] - 1))[:, 0]
 
 
-def prefill(model: Transformer, ids_BT: Tensor, lengths_B: Tensor, cache: Cache) -> Tensor:
+def prefill(
+    model: Transformer, ids_BT: Tensor, lengths_B: Tensor, cache: Cache, drafter: Drafter | None = None
+) -> Tensor:
     """Reads prompts into an empty cache, `PREFILL` tokens at a time, so that memory does not grow with their length.
 
     Args:
         ids_BT: int64 `[B,T]`, each row's prompt and, behind it, anything.
         lengths_B: int64 `[B]`, how many tokens of each row are its prompt.
+        drafter: reads along.
 
     Returns:
         logits `[B,vocab_size]` of the token after each prompt.
@@ -50,10 +55,12 @@ def prefill(model: Transformer, ids_BT: Tensor, lengths_B: Tensor, cache: Cache)
     rows, longest = ids_BT.shape
     logits_BV = torch.empty(rows, model.config.vocab_size, device=ids_BT.device)
     for start in range(0, longest, PREFILL):
-        logits_BTV = model(ids_BT[:, start : start + PREFILL], cache=cache)
+        hidden_BTE, _, _ = model.read(ids_BT[:, start : start + PREFILL], cache=cache)
+        if drafter is not None:
+            drafter.read_prompt(start, hidden_BTE)
         ends = lengths_B - 1 - start  # where in this piece each prompt's last token lies, if it does
-        here = (ends >= 0) & (ends < logits_BTV.shape[1])
-        logits_BV[here] = logits_BTV[here, ends[here]].to(logits_BV.dtype)
+        here = (ends >= 0) & (ends < hidden_BTE.shape[1])
+        logits_BV[here] = model.lm_head(hidden_BTE[here, ends[here]]).to(logits_BV.dtype)
     cache.truncate(lengths_B)
     return logits_BV
 
@@ -69,8 +76,16 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     stop: Collection[int] | None = None,
+    speculative: bool = True,
+    acceptance: Acceptance | None = None,
 ) -> list[list[int]]:
     """Continues each prompt by up to `max_new_tokens` tokens.
+
+    A model with layers for multi-token prediction guesses tokens with them, and reads its guesses together with the
+    token before them. At each position it then draws the token that it would have drawn anyway, with that position's
+    own random number, and goes on behind the first guess that differs: the text is the same as without. (Reading
+    several tokens at once may round differently in the last bit than reading one, as other batch mates may; only where
+    two tokens are that close can it show.) Every row accepts as many guesses as are right for it.
 
     Args:
         prompts: token ids, one sequence a row; the lengths may differ. A tensor `[B,T]` is taken as B full rows.
@@ -78,6 +93,9 @@ def generate(
         top_k, top_p: see `sample`.
         seed: row r draws from a generator of its own, seeded with (seed, r): its text does not depend on the others'.
         stop: token ids that end a row; by default the model's end-of-text. The stopping token is kept.
+        speculative: False: no guesses. There are none either for a model without such layers, or when a prompt has
+            fewer tokens than the model has such layers.
+        acceptance: counts the guesses and how many of them were right.
 
     Returns:
         a row each: the prompt and what was written.
@@ -107,25 +125,59 @@ def generate(
         stop = config.stop_ids
 
     device = next(model.parameters()).device
-    generators = [torch.Generator().manual_seed(seed * 1_000_003 + row) for row in range(len(rows))]
     lengths = torch.tensor([len(row) for row in rows], device=device)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long, device=device)
+    guesses = config.num_nextn_predict_layers if speculative else 0
+    if min(map(len, rows)) < guesses:
+        guesses = 0
+    # A row's last pass may begin at its last token but one, write all guesses behind the end, and be guessed further.
+    capacity = longest + max_new_tokens + 3 * guesses
+    text_BS = torch.zeros(len(rows), capacity, dtype=torch.long, device=device)
     for row, prompt in enumerate(rows):
-        ids[row, : len(prompt)] = torch.tensor(prompt, device=device)
+        text_BS[row, : len(prompt)] = torch.tensor(prompt, device=device)
+    uniform_BS = torch.empty(len(rows), max_new_tokens + 3 * guesses, dtype=torch.double)
+    for row, draws in enumerate(uniform_BS):
+        torch.rand(len(draws), generator=torch.Generator().manual_seed(seed * 1_000_003 + row), out=draws)
+    uniform_BS = uniform_BS.to(device)
 
-    cache = Cache(len(rows), longest + max_new_tokens, device)
-    logits_BV = prefill(model, ids, lengths, cache)
+    def draw(logits_BTV: Tensor, known_B: Tensor) -> Tensor:
+        """The tokens behind the `known_B` first ones of each row, `[B,T]`, each by the number of its place."""
+        at_BT = known_B[:, None] + torch.arange(logits_BTV.shape[1], device=device)
+        uniform = uniform_BS.gather(1, at_BT - lengths[:, None]).flatten()
+        return sample(logits_BTV.flatten(0, 1), uniform, temperature, top_k, top_p).view_as(at_BT)
 
-    running = set(range(len(rows)))
-    for _ in range(max_new_tokens):
-        uniform = torch.stack([torch.rand((), generator=generator, dtype=torch.double) for generator in generators])
-        tokens = sample(logits_BV, uniform.to(device), temperature, top_k, top_p)
-        for row, token in enumerate(tokens.tolist()):
-            if row in running:
+    cache = Cache(len(rows), capacity, device)
+    drafter = Drafter(model, text_BS, lengths) if guesses else None
+    acceptance = Acceptance() if acceptance is None else acceptance
+    running = set(range(len(rows))) if max_new_tokens else set()
+    ends = [len(row) + max_new_tokens for row in rows]
+    known_B, drafts_BD, hidden_BTE = lengths, text_BS[:, :0], None
+    logits_BTV = prefill(model, text_BS[:, :longest], lengths, cache, drafter)[:, None]
+    while running:
+        tokens_BT = draw(logits_BTV, known_B)
+        right_B = (tokens_BT[:, :-1] == drafts_BD).cumprod(1).sum(1)
+        alive_B = torch.tensor([row in running for row in range(len(rows))], device=device)
+        for row, (tokens, right) in enumerate(zip(tokens_BT.tolist(), right_B.tolist(), strict=True)):
+            if row not in running:
+                continue
+            before = len(rows[row])
+            for token in tokens[: right + 1]:
                 rows[row].append(token)
-                if token in stop:
+                if token in stop or len(rows[row]) == ends[row]:
                     running.discard(row)
+                    break
+            acceptance.drafted += drafts_BD.shape[1]
+            acceptance.accepted += min(right, len(rows[row]) - before)
         if not running:
             break
-        logits_BV = model(tokens[:, None], cache=cache)[:, -1]
+        text_BS.scatter_(1, known_B[:, None] + torch.arange(tokens_BT.shape[1], device=device), tokens_BT)
+        # A row that has ended waits where it is, lest it outgrow the cache while others catch up.
+        known_B = known_B + torch.where(alive_B, right_B + 1, 0)
+        next_BT = text_BS.gather(1, known_B[:, None] - 1)
+        if drafter is not None:
+            cache.truncate(known_B - 1)
+            drafts_BD = drafter.draft(hidden_BTE, known_B, draw)
+            next_BT = torch.cat([next_BT, drafts_BD], dim=1)
+        hidden_BTE, _, _ = model.read(next_BT, cache=cache)
+        logits_BTV = model.lm_head(hidden_BTE)
+        acceptance.passes += 1
     return rows

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inazuma.errors import UserError
@@ -48,20 +49,45 @@ class DecoderLayer(nn.Module):
         return x + hidden, loss, selection
 
 
+class PredictionLayer(DecoderLayer):
+    """A layer for multi-token prediction (DeepSeek-V3, arXiv 2412.19437, section 2.2, equations 21 to 23).
+
+    The d-th of them joins what the one before it made of token t (the first: what the model made of it, after its last
+    norm) with the embedding of token t + d. From its output the model's own output head predicts token t + d + 1.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__(config, layer)
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.enorm, self.hnorm = RMSNorm(width, eps), RMSNorm(width, eps)
+        self.eh_proj = nn.Linear(2 * width, width, bias=False)
+        self.shared_head = nn.ModuleDict({"norm": RMSNorm(width, eps)})
+
+    def forward(self, embedded: Tensor, hidden: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        """Returns what the output head and the next such layer read, `[B,T,hidden_size]`, and its indexer's loss."""
+        x = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], dim=-1))
+        x, loss, _ = super().forward(x, context, None)
+        return self.shared_head["norm"](x), loss
+
+
 class Decoder(nn.Module):
-    """Everything below the logits; its attribute names are those of the checkpoints."""
+    """Everything below the logits; its attribute names are those of the checkpoints, where the layers for multi-token
+    prediction are the last of `layers`."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        last = config.num_hidden_layers
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(last))
+        self.layers.extend(PredictionLayer(config, last + d) for d in range(config.num_nextn_predict_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class Transformer(nn.Module):
     """A causal language model.
 
-    `model(ids)` gives logits `[B,T,vocab_size]`. Training passes `stage` and `output_index_loss`, decoding a `cache`.
+    `model(ids)` gives logits `[B,T,vocab_size]`. Training passes `stage`, `output_index_loss` and, to train the layers
+    for multi-token prediction, `output_predictions`; decoding passes a `cache`.
     """
 
     def __init__(self, config: ModelConfig):
@@ -105,9 +131,10 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         stage: Stage | None = None,
         output_index_loss: bool = False,
+        output_predictions: bool = False,
         balance: list[Tensor] | None = None,
         observe: Callable[[Observation], None] | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple:
         """Logits of the next token.
 
         Args:
@@ -118,12 +145,48 @@ class Transformer(nn.Module):
             stage: see `inazuma.ops.dsa`. Default: "frozen" for a sparse model, "dense" for a dense one.
             output_index_loss: also return each layer's index loss, float32 `[layers]`, in nats; indexers learn from
                 their sum weighted by `ModelConfig.index_loss_weights`.
+            output_predictions: also return a list with the logits of every layer for multi-token prediction; of the
+                d-th, those of token t + d + 1 at position t. Where the row or document has no token t + d they mean
+                nothing. The losses of these layers' indexers then follow the others.
             balance: a list that every mixture of experts appends its balance loss to (`inazuma.model.moe`).
             observe: called with each layer's attention tensors.
 
         Returns:
-            logits `[B,T,vocab_size]`, or (logits, index_loss) with `output_index_loss`.
+            logits `[B,T,vocab_size]`, or a tuple: logits, the index loss and the predictions, as far as asked for.
         """
+        if output_predictions and cache is not None:
+            raise UserError("output_predictions: goes without a cache; `generate` drafts by itself")
+        shared = {"output_index_loss": output_index_loss, "balance": balance, "observe": observe}
+        x, losses, context = self.read(ids, first=first, cache=cache, stage=stage, **shared)
+        logits, predictions = self.lm_head(x), []
+        if output_predictions:
+            for depth, layer in enumerate(self.prediction_layers, 1):
+                ahead = F.pad(ids[:, depth:], (0, min(depth, ids.shape[1])))
+                x, loss = layer(self.model.embed_tokens(ahead), x, context)
+                losses.append(loss)
+                predictions.append(self.lm_head(x))
+        if not output_index_loss and not output_predictions:
+            return logits
+        return logits, *([torch.stack(losses)] if output_index_loss else []), *([predictions] * output_predictions)
+
+    @property
+    def prediction_layers(self) -> list[PredictionLayer]:
+        """The layers for multi-token prediction."""
+        return list(self.model.layers)[self.config.num_hidden_layers :]
+
+    def read(
+        self,
+        ids: Tensor,
+        *,
+        first: Tensor | None = None,
+        cache: Cache | None = None,
+        stage: Stage | None = None,
+        output_index_loss: bool = False,
+        balance: list[Tensor] | None = None,
+        observe: Callable[[Observation], None] | None = None,
+    ) -> tuple[Tensor, list[Tensor | None], Context]:
+        """What the output head reads, `[B,T,hidden_size]`, each layer's index loss, and what the layers shared; the
+        arguments are those of `forward`."""
         config = self.config
         if ids.dim() != 2 or ids.dtype != torch.long:
             raise UserError(f"ids: expected int64 [B,T], got {ids.dtype} {list(ids.shape)}")
@@ -133,39 +196,42 @@ class Transformer(nn.Module):
             raise UserError("this model is dense (index_topk is null): its only stage is 'dense', without index loss")
         if stage == "frozen" and output_index_loss:
             raise UserError("stage 'frozen' has no index loss")
+        if first is not None:
+            if cache is not None:
+                raise UserError("first: packed documents cannot be continued from a cache")
+            if first.shape != ids.shape or first.dtype != torch.int32:
+                raise UserError(f"first: expected int32 {list(ids.shape)}, got {first.dtype} {list(first.shape)}")
+        # A dense stage runs the indexers only when they are to learn.
+        indexes = config.index_topk is not None and (stage != "dense" or output_index_loss)
+        context = self.context(ids, first, cache, stage, indexes)._replace(balance=balance, observe=observe)
+        x = self.model.embed_tokens(ids)
+        losses, shared = [], None
+        for layer in list(self.model.layers)[: config.num_hidden_layers]:
+            x, loss, shared = layer(x, context, shared)
+            losses.append(loss)
+        if cache is not None:
+            cache.advance(ids.shape[1])
+        return self.model.norm(x), losses, context
+
+    def context(self, ids: Tensor, first: Tensor | None, cache: Cache | None, stage: Stage, indexes: bool) -> Context:
+        """What layers that read `ids` `[B,T]` (their shape, that is) share; `indexes`: whether indexers run."""
+        config = self.config
         positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
         if cache is not None:
-            if first is not None:
-                raise UserError("first: packed documents cannot be continued from a cache")
             positions = cache.positions(ids.shape[1])
         last = positions.to(torch.int32)
         if first is None:
             first = torch.zeros_like(last)
-        elif first.shape != ids.shape or first.dtype != torch.int32:
-            raise UserError(f"first: expected int32 {list(ids.shape)}, got {first.dtype} {list(first.shape)}")
         else:
             positions = positions - first
-        # A dense stage runs the indexers only when they are to learn.
-        indexes = config.index_topk is not None and (stage != "dense" or output_index_loss)
-        context = Context(
+        return Context(
             stage=stage,
             first=first,
             last=last,
             rotation=Rotation(positions, config.rope_head_dim, config),
             index_rotation=Rotation(positions, config.index_rope_head_dim, config) if indexes else None,
             cache=cache,
-            balance=balance,
-            observe=observe,
         )
-        x = self.model.embed_tokens(ids)
-        losses, shared = [], None
-        for layer in self.model.layers:
-            x, loss, shared = layer(x, context, shared)
-            losses.append(loss)
-        if cache is not None:
-            cache.advance(ids.shape[1])
-        logits = self.lm_head(self.model.norm(x))
-        return (logits, torch.stack(losses)) if output_index_loss else logits
 
     def mixtures(self) -> dict[int, MixtureOfExperts]:
         """The mixtures of experts, by layer."""

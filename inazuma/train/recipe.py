@@ -94,6 +94,10 @@ class TrainConfig:
     rows_at_once: int = 8
     """Rows a forward pass; a batch of more accumulates gradients."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mtp_weight: float | None = None
+    """Weight of the loss of the layers for multi-token prediction, the mean of theirs, beside the model's own
+    (arXiv 2412.19437, equation 25). None: 0.3 where there are such layers, which DeepSeek-V3 began with and lowered to
+    0.1 at the end. 0: they are left as they are."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast; weights, optimizer and the indexers' weights stay float32."""
     balance_speed: float = 1e-3
@@ -125,6 +129,11 @@ class TrainConfig:
             raise UserError(
                 f"context: {self.context} exceeds model.max_position_embeddings = {self.model.max_position_embeddings}"
             )
+        if self.mtp_weight is not None:
+            if not 0 <= self.mtp_weight < math.inf:
+                raise UserError(f"mtp_weight: must not be negative, got {self.mtp_weight}")
+            if self.mtp_weight and not self.model.num_nextn_predict_layers:
+                raise UserError("mtp_weight: the model has no such layers; set model.num_nextn_predict_layers")
         if self.model.index_topk is None:
             if any(stage.stage != "dense" for stage in self.stages):
                 raise UserError("stages: a dense model (model.index_topk: null) has only dense stages")
@@ -133,6 +142,12 @@ class TrainConfig:
                 f"model.index_topk: {self.model.index_topk} is larger than context = {self.context}; "
                 "nothing would be sparse"
             )
+
+    @property
+    def prediction_weight(self) -> float:
+        """`mtp_weight`, or what it is by default; 0 where nothing is there to be trained."""
+        default = 0.3 if self.model.num_nextn_predict_layers else 0.0
+        return default if self.mtp_weight is None else self.mtp_weight
 
     @property
     def rows(self) -> int:

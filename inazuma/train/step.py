@@ -21,6 +21,8 @@ class StepResult(NamedTuple):
     """Mean negative log-likelihood of the batch's targets, nats a token."""
     index_loss: list[float] | None
     """Each layer's KL, nats a query; None where no indexer learns."""
+    mtp_loss: list[float] | None
+    """Each multi-token prediction's mean negative log-likelihood, nats a token; None where none is trained."""
     grad_norm: float
     lr: float
     imbalance: dict[int, Imbalance]
@@ -31,6 +33,16 @@ def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     """Negative log-likelihood of each target in nats, float32 `[B,T]`; 0 where the target is to be ignored."""
     logits, targets = logits_BTV.flatten(0, 1).float(), targets_BT.flatten()
     return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none").view_as(targets_BT)
+
+
+def targets_ahead(targets_BT: Tensor, first_BT: Tensor, depth: int) -> Tensor:
+    """What the `depth`-th layer for multi-token prediction is to predict at each position: the target of the position
+    `depth` further on. `IGNORE` where that lies behind the row or in another document, or is itself to be ignored."""
+    depth = min(depth, targets_BT.shape[1])
+    targets = F.pad(targets_BT[:, depth:], (0, depth), value=IGNORE)
+    begins = F.pad(first_BT[:, depth:], (0, depth), value=targets_BT.shape[1])
+    here = torch.arange(targets_BT.shape[1], device=targets_BT.device)
+    return torch.where(begins <= here, targets, IGNORE)
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,25 +79,32 @@ class TrainStep:
         self._choose_learners(stage, indexes)
         self.model.train()
         targets = int((batch.targets != IGNORE).sum())
-        loss = torch.zeros((), device=self.device)
-        index_loss = torch.zeros(self.model.config.num_hidden_layers, device=self.device) if indexes else None
+        ahead = self._targets_ahead(batch)
+        loss, mtp_loss = torch.zeros((), device=self.device), torch.zeros(len(ahead), device=self.device)
+        layers = self.model.config.num_hidden_layers + len(ahead)
+        index_loss = torch.zeros(layers, device=self.device) if indexes else None
         rows = len(batch.ids)
         for start in range(0, rows, self.config.rows_at_once):
             piece = batch.rows(start, min(start + self.config.rows_at_once, rows))
             ids, target_ids, first = to_device(piece, self.device)
             balance: list[Tensor] | None = [] if self.mixtures and self.model.config.scoring_func == "softmax" else None
             with self.autocast():
-                options = {"stage": stage.stage, "output_index_loss": indexes, "balance": balance}
-                output = self.model(ids, first=first, **options)
-                logits, piece_index = output if indexes else (output, None)
+                logits, piece_index, predictions = self._forward(ids, first, stage, indexes, balance)
                 piece_loss = token_losses(logits, target_ids).sum() / targets
+                piece_mtp = [
+                    token_losses(x, goals[start : start + len(ids)]).sum() / (goals != IGNORE).sum().clamp(min=1)
+                    for x, goals in zip(predictions, ahead, strict=True)
+                ]
             total = piece_loss
+            if ahead:
+                mtp_loss += torch.stack(piece_mtp).detach()
+                total = total + self.config.prediction_weight * torch.stack(piece_mtp).mean()
             if indexes:
                 piece_index = piece_index * (len(piece.ids) / rows)
                 index_loss += piece_index.detach()
                 # In the warm-up the language-model loss has nobody to teach.
-                index_total = (piece_index * self.index_weights).sum()
-                total = index_total if stage.stage == "warmup" else piece_loss + index_total
+                index_total = (piece_index * self.index_weights[: len(piece_index)]).sum()
+                total = index_total if stage.stage == "warmup" else total + index_total
             if balance and stage.stage != "warmup":
                 total = total + self.config.balance_loss * torch.stack(balance).mean() * (len(piece.ids) / rows)
             total.backward()
@@ -94,7 +113,8 @@ class TrainStep:
             role: torch.nn.utils.get_total_norm(x.grad for x in parameters if x.grad is not None)
             for role, parameters in self.learners.items()
         }
-        if not all(torch.isfinite(x).all() for x in (loss, *norms.values(), *([index_loss] if indexes else []))):
+        losses = (loss, mtp_loss, *([index_loss] if indexes else []))
+        if not all(torch.isfinite(x).all() for x in (*losses, *norms.values())):
             where = self.first_non_finite(batch, stage, indexes)
             self.zero_grad()
             raise RunError(f"the loss or a gradient is not finite, first in {where}")
@@ -106,15 +126,34 @@ class TrainStep:
         self.zero_grad()
         norm = norms["indexer" if stage.stage == "warmup" else "model"]
         index_losses = None if index_loss is None else index_loss.tolist()
-        return StepResult(float(loss), index_losses, float(norm), lr, self._balance(stage))
+        mtp_losses = mtp_loss.tolist() if ahead else None
+        return StepResult(float(loss), index_losses, mtp_losses, float(norm), lr, self._balance(stage))
 
     def _balance(self, stage: Stage) -> dict[int, Imbalance]:
         """Moves the experts' biases by this step's load, which is then forgotten, and says how uneven it was."""
-        uneven = {layer: imbalance(mixture.load()) for layer, mixture in self.mixtures.items()}
+        # A layer for multi-token prediction that does not learn is not run.
+        counted = {layer: mixture for layer, mixture in self.mixtures.items() if mixture.load().any()}
+        uneven = {layer: imbalance(mixture.load()) for layer, mixture in counted.items()}
         biased = stage.stage != "warmup" and self.model.config.scoring_func == "sigmoid"
-        for mixture in self.mixtures.values():
+        for mixture in counted.values():
             mixture.update_balance(self.config.balance_speed if biased else 0.0)
         return uneven
+
+    def _targets_ahead(self, batch: Batch) -> list[Tensor]:
+        """The targets of each layer for multi-token prediction; none if they are not to learn."""
+        depths = self.model.config.num_nextn_predict_layers if self.config.prediction_weight else 0
+        _, targets, first = to_device(batch, self.device)
+        return [targets_ahead(targets, first, depth) for depth in range(1, depths + 1)]
+
+    def _forward(
+        self, ids: Tensor, first: Tensor, stage: Stage, indexes: bool, balance: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """Logits, index loss and the logits of multi-token prediction, as far as they are to learn."""
+        predicts = self.config.prediction_weight > 0
+        asked = {"output_index_loss": indexes, "output_predictions": predicts, "balance": balance}
+        output = self.model(ids, first=first, stage=stage.stage, **asked)
+        logits, *more = output if isinstance(output, tuple) else (output,)
+        return logits, more[0] if indexes else None, more[-1] if predicts else []
 
     def zero_grad(self) -> None:
         """Forgets the gradients. None rather than zero: who gets no gradient is left alone, weight decay included."""
@@ -145,7 +184,7 @@ class TrainStep:
             with torch.no_grad(), self.autocast():
                 for start in range(0, len(batch.ids), self.config.rows_at_once):
                     ids, _, first = to_device(batch.rows(start, start + self.config.rows_at_once), self.device)
-                    self.model(ids, first=first, stage=stage.stage, output_index_loss=indexes)
+                    self._forward(ids, first, stage, indexes)
                     if found:
                         return f"the output of {found[0]}"
         finally:

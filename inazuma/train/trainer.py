@@ -177,6 +177,8 @@ class Trainer:
             if result.imbalance:
                 line["max_violation"] = [one.max_violation for one in result.imbalance.values()]
                 line["idle_experts"] = [one.idle for one in result.imbalance.values()]
+            if result.mtp_loss is not None:
+                line["mtp_loss"] = result.mtp_loss
             record(line)
             at_end = self.step in ends
             if at_end or self.step % config.validate_every == 0:

@@ -34,6 +34,9 @@ EXPERTS = same(
     "norm_topk_prob", "routed_scaling_factor",
 )  # fmt: skip
 
+PREDICTION = {"num_nextn_predict_layers": ("num_nextn_predict_layers", 0)}
+"""For the `optional` fields of families with layers for multi-token prediction."""
+
 OPTIONAL = {
     "initializer_range": ("initializer_range", 0.02),
     "tie_word_embeddings": ("tie_word_embeddings", False),
@@ -64,8 +67,8 @@ WITHOUT_EFFECT = {
     "num_nextn_predict_layers", "num_mtp_layers", "num_local_experts",
 }  # fmt: skip
 """Fields that change no logits, or that are read elsewhere: `sliding_window` without `use_sliding_window` is off, the
-checkpoint reads `quantization_config` and whether layers for multi-token prediction are there, `num_local_experts` is
-another name for what each family reads under its own."""
+checkpoint reads `quantization_config`, a family without layers for multi-token prediction has none however many are
+counted, `num_local_experts` is another name for what each family reads under its own."""
 
 SIGMOID = {"scoring_func": "sigmoid"}
 
@@ -115,6 +118,8 @@ class Family:
             UserError: a field is missing, of a wrong kind, or says what this model does not compute; it is named.
         """
         hf = {name: value for name, value in hf.items() if value is not None}
+        if "num_mtp_layers" in hf:  # transformers' name
+            hf.setdefault("num_nextn_predict_layers", hf["num_mtp_layers"])
         if "auto_map" in hf:
             raise UserError("config.json: auto_map: code that comes with a checkpoint is never run")
         optional = {**OPTIONAL, **self.optional}
@@ -123,8 +128,9 @@ class Family:
             if hf.get(name, only) != only:
                 raise UserError(f"config.json: {name} = {hf[name]!r} is not supported, only {only!r}")
         values = {ours: _present(hf, name) for name, ours in BASE.items()}
-        if not isinstance(hf["num_hidden_layers"], int):
-            raise UserError(f"config.json: num_hidden_layers: expected a whole number, got {hf['num_hidden_layers']!r}")
+        for name in ("num_hidden_layers", "num_nextn_predict_layers"):
+            if not isinstance(hf.get(name, 0), int):
+                raise UserError(f"config.json: {name}: expected a whole number, got {hf[name]!r}")
         hf = {**self.implied(hf), **hf}
         values |= {ours: _present(hf, name) for name, ours in self.fields.items()}
         values |= {ours: hf.get(name, default) for name, (ours, default) in optional.items()}
@@ -178,13 +184,14 @@ class Family:
         if not self.experts:
             return set()
         layers = hf["num_hidden_layers"]
-        dense = min(hf.get("first_k_dense_replace", self.dense_layers), layers)
+        total = layers + values.get("num_nextn_predict_layers", 0)
+        dense = min(hf.get("first_k_dense_replace", self.dense_layers), total)
         if (types := hf.get("mlp_layer_types")) is not None:
             first = types.index("sparse") if "sparse" in types else layers
-            if "first_k_dense_replace" in hf and first != dense:
+            if "first_k_dense_replace" in hf and first != min(dense, layers):
                 raise UserError("config.json: mlp_layer_types: first_k_dense_replace says something else")
-            dense = first
-            if types != ["dense"] * dense + ["sparse"] * (layers - dense):
+            dense = dense if "first_k_dense_replace" in hf else first
+            if types != ["dense"] * first + ["sparse"] * (layers - first):
                 raise UserError(
                     "config.json: mlp_layer_types: only dense layers first and sparse ones then are supported"
                 )
@@ -192,10 +199,14 @@ class Family:
             dense = len(first)
             if sorted(first) != list(range(dense)):
                 raise UserError("config.json: mlp_only_layers: only the first layers may be dense")
-        if dense < layers:
+        behind = _mlp_layer_types(dense, layers, total)
+        if total > layers and hf.get("mtp_mlp_layer_types", behind) != behind:
+            raise UserError(f"config.json: mtp_mlp_layer_types: only {behind} is supported after these layers")
+        if dense < total:
             values |= {ours: _present(hf, name) for name, ours in self.experts.items()}
             values["first_k_dense_replace"] = dense
-        return {"first_k_dense_replace", "mlp_layer_types", "mlp_only_layers", *self.experts}
+        known = {"first_k_dense_replace", "mlp_layer_types", "mtp_mlp_layer_types", "mlp_only_layers"}
+        return known | {*self.experts}
 
     def _read_layers(self, hf: Mapping[str, Any], values: dict[str, Any]) -> set[str]:
         """What each layer's attention is."""
@@ -267,16 +278,26 @@ class Family:
             return {}
         # Without a mixture its fields keep the smallest values that readers accept.
         layers, dense, values = config.num_hidden_layers, config.first_k_dense_replace, config
+        total = layers + config.num_nextn_predict_layers
         if config.n_routed_experts is None:
-            dense, values = layers, dataclasses.replace(config, n_routed_experts=2, num_experts_per_tok=1)
+            dense, values = total, dataclasses.replace(config, n_routed_experts=2, num_experts_per_tok=1)
         hf = {name: getattr(values, ours) for name, ours in self.experts.items()}
         if "decoder_sparse_step" in self.fixed:
             return hf | {"mlp_only_layers": list(range(dense))}
         hf |= {"topk_method": "noaux_tc", "moe_layer_freq": 1}
-        return hf | {
-            "first_k_dense_replace": dense,
-            "mlp_layer_types": ["dense"] * dense + ["sparse"] * (layers - dense),
-        }
+        return (
+            hf
+            | {
+                "first_k_dense_replace": dense,
+                "mlp_layer_types": _mlp_layer_types(dense, 0, layers),
+            }
+            | ({"mtp_mlp_layer_types": _mlp_layer_types(dense, layers, total)} if total > layers else {})
+        )
+
+
+def _mlp_layer_types(dense: int, start: int, stop: int) -> list[str]:
+    """transformers' words for layers `start` to `stop - 1`, when the first `dense` of all have no experts."""
+    return ["dense" if layer < dense else "sparse" for layer in range(start, stop)]
 
 
 def _present(hf: Mapping[str, Any], name: str) -> Any:

@@ -1,6 +1,6 @@
 """GLM-5: DeepSeek-V3.2 whose indexer rotates neighbours too, and whose layers may share a selection (GLM-5.2)."""
 
-from inazuma.model.families.common import BASE, EXPERTS, INDEXER, LATENT, SIGMOID, Family
+from inazuma.model.families.common import BASE, EXPERTS, INDEXER, LATENT, PREDICTION, SIGMOID, Family
 
 ROPE = {"rope_interleave": True, "indexer_rope_interleave": True}
 
@@ -9,6 +9,7 @@ FAMILY = Family(
     architecture="GlmMoeDsaForCausalLM",
     always={"attention": "mla", **ROPE, **SIGMOID},
     fields=BASE | LATENT | INDEXER,
+    optional=PREDICTION,
     fixed={**ROPE, **SIGMOID},
     experts=EXPERTS,
     dense_layers=3,
