@@ -18,6 +18,7 @@ from transformers.modeling_layers import MtpModel
 import inazuma
 from inazuma.errors import UserError
 from inazuma.model import Cache, ModelConfig, Transformer, families
+from inazuma.model.generate import sample
 from inazuma.model.prediction import Acceptance, Drafter
 from tests.model.tiny import VOCABULARY, build, tiny, tokens
 
@@ -248,15 +249,18 @@ def without_guesses(name: str, depths: int, **options: Any) -> list[list[int]]:
 
 
 @torch.no_grad()
-def by_argmax(model: Transformer, prompt: list[int], new: int) -> list[int]:
-    row = list(prompt)
-    for _ in range(new):
-        row.append(int(model(torch.tensor([row]))[0, -1].argmax()))
+def token_by_token(model: Transformer, place: int, temperature=0.0, top_k=None, top_p=1.0, seed=0) -> list[int]:
+    """A prompt's text without cache, guesses or batch; the n-th token by the n-th number of the row's generator."""
+    row, generator = list(PROMPTS[place]), torch.Generator().manual_seed(seed * 1_000_003 + place)
+    for _ in range(NEW):
+        logits = model(torch.tensor([row]))[:, -1]
+        uniform = torch.rand(1, generator=generator, dtype=torch.double)
+        row.append(int(sample(logits, uniform, temperature, top_k, top_p)))
     return row
 
 
-def guess_instead(monkeypatch, wanted: list[list[int]], right: float, seed: int = 0) -> None:
-    """Guesses as often right, token by token, as `right` says; what the layers guess is lost."""
+def guess_instead(monkeypatch, wanted: list[list[int]], *right: float, seed: int = 0) -> None:
+    """Guesses as often right, token by token, as `right` says (one for all rows, or one a row)."""
     real, generator = Drafter.draft, torch.Generator().manual_seed(seed)
 
     def draft(self, hidden, known, draw):
@@ -264,7 +268,7 @@ def guess_instead(monkeypatch, wanted: list[list[int]], right: float, seed: int 
         for row, at in enumerate(known.tolist()):
             for i in range(guesses.shape[1]):
                 truth = wanted[row][at + i] if at + i < len(wanted[row]) else 0
-                hit = torch.rand((), generator=generator) < right
+                hit = torch.rand((), generator=generator) < right[row % len(right)]
                 guesses[row, i] = truth if hit else (truth + 1) % VOCABULARY
         return guesses
 
@@ -276,8 +280,8 @@ def guess_instead(monkeypatch, wanted: list[list[int]], right: float, seed: int 
 @pytest.mark.parametrize("right", [0.0, 0.6, 1.0])
 def test_text_is_the_same_however_good_the_guesses(name, depths, options, right, monkeypatch):
     model, expected, count = made(name, depths), without_guesses(name, depths, **options), Acceptance()
-    if not options and not right:
-        assert expected[0] == by_argmax(model, PROMPTS[0], NEW)
+    if not right:
+        assert expected[1] == token_by_token(model, 1, **options)
     guess_instead(monkeypatch, expected, right)
     assert model.generate(PROMPTS, NEW, acceptance=count, **options) == expected
     if right == 0.0:
@@ -348,6 +352,17 @@ def test_guesses_from_the_cache_are_those_without(name, depths, monkeypatch):
             assert guesses[row].tolist() == so_far[n:]
             moves.add(int(later[1][row]) - n if later else 0)
     assert compared > 20 and moves >= set(range(1, depths + 2))
+
+
+def test_a_row_that_has_ended_waits_for_the_others(monkeypatch):
+    """It does not run on, past the end of the cache, however good its guesses are."""
+    model, prompts = made("deepseek_v32"), [PROMPTS[1], PROMPTS[0]]
+    [far] = model.generate(prompts[:1], 60, speculative=False)
+    stop = {far[len(prompts[0]) + 1]}
+    expected = model.generate(prompts, NEW, speculative=False, stop=stop)
+    assert len(expected[0]) == len(prompts[0]) + 2 and len(expected[1]) == len(prompts[1]) + NEW
+    guess_instead(monkeypatch, [far, expected[1]], 1.0, 0.0)
+    assert model.generate(prompts, NEW, stop=stop) == expected
 
 
 def test_without_such_layers_or_with_too_short_a_prompt_nothing_is_guessed():
