@@ -18,6 +18,7 @@ from torch import Tensor
 from inazuma.errors import UserError
 from inazuma.files import PARTIAL, atomic_folder, check_fresh, fresh_folder, read_json, write_json
 from inazuma.model import families
+from inazuma.model.config import ModelConfig
 from inazuma.model.transformer import Transformer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -78,7 +79,23 @@ def load(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.d
     if not isinstance(hf, dict) or "model_type" not in hf:
         raise UserError(f"{path / 'config.json'}: has no model_type; is this a model folder?")
     config = families.read(hf)
-    weights = _dequantize(_read_weights(path), hf.get("quantization_config"), path)
+    weights = dequantize(_read_weights(path), hf.get("quantization_config"), path)
+    model = assemble(config, weights, path)
+    model = model.to(device=device, dtype=dtype)
+    model.tokenizer_folder = path if (path / "tokenizer.json").exists() else None
+    return model
+
+
+def assemble(config: ModelConfig, weights: dict[str, Tensor], path: Path) -> Transformer:
+    """A model of these weights, which are not copied.
+
+    Args:
+        weights: under the names of checkpoints; tied output weights may be missing.
+        path: where they come from, for errors.
+
+    Raises:
+        UserError: they do not fit the configuration.
+    """
     with torch.device("meta"):
         model = Transformer(config)
     if config.tie_word_embeddings:
@@ -94,9 +111,7 @@ def load(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.d
     model.load_state_dict(from_public(weights), assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
-    model = model.to(device=device, dtype=dtype).eval()
-    model.tokenizer_folder = path if (path / "tokenizer.json").exists() else None
-    return model
+    return model.eval()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -151,7 +166,7 @@ def _write_weights(weights: dict[str, Tensor], folder: Path) -> None:
 _SCALE = "weight_scale_inv"
 
 
-def _dequantize(weights: dict[str, Tensor], quantization: Any, path: Path) -> dict[str, Tensor]:
+def dequantize(weights: dict[str, Tensor], quantization: Any, path: Path) -> dict[str, Tensor]:
     """DeepSeek-V3's fp8 weights in bfloat16: each block of `weight_block_size` has a scale that multiplies it."""
     if quantization is None:
         return weights
@@ -191,9 +206,14 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         file = path / name
         if not file.exists():
             raise UserError(f"{file}: no such file; the checkpoint is incomplete")
-        try:
-            with safe_open(file, framework="pt") as reader:
-                weights |= {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118  (not a dict)
-        except SafetensorError as error:
-            raise UserError(f"{file}: damaged ({error})") from None
+        weights |= read_safetensors(file)
     return weights
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of one file; a damaged one is a `UserError`."""
+    try:
+        with safe_open(file, framework="pt") as reader:
+            return {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118  (not a dict)
+    except SafetensorError as error:
+        raise UserError(f"{file}: damaged ({error})") from None
