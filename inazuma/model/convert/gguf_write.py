@@ -50,8 +50,7 @@ def write_gguf(model: Transformer, path: Path, *, force: bool = False) -> None:
     if architecture is None:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"a {family.model_type} model cannot be written as GGUF; those that can are {known}")
-    if config.n_routed_experts is not None and not config.n_shared_experts:
-        raise UserError(f"n_shared_experts: llama.cpp's {architecture} has at least one, this model none")
+    _check(config, architecture)
     tensors = list(_tensors(model, architecture))
     fields = {
         "general.type": "model",
@@ -74,6 +73,20 @@ def write_gguf(model: Transformer, path: Path, *, force: bool = False) -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+
+def _check(config: ModelConfig, architecture: str) -> None:
+    """Refuses what llama.cpp computes otherwise, or aborts at."""
+    if config.n_routed_experts is not None and not config.n_shared_experts:
+        raise UserError(f"n_shared_experts: llama.cpp's {architecture} has at least one, this model none")
+    # Its index queries and keys go through a Hadamard rotation of this width.
+    if config.index_topk is not None and config.index_head_dim % 64:
+        raise UserError(f"index_head_dim: llama.cpp needs a multiple of 64, this model has {config.index_head_dim}")
+    if config.attention == "mla" and config.rope_scaling is not None:
+        if architecture == "glm-dsa":
+            raise UserError("rope_scaling: llama.cpp scales the softmax otherwise in glm-dsa; only without scaling")
+        if not config.rope_scaling.mscale == config.rope_scaling.mscale_all_dim == 1:
+            raise UserError("rope_scaling: llama.cpp takes mscale and mscale_all_dim for 1, this model has others")
 
 
 def _add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
@@ -153,8 +166,6 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
         "rope.scaling.yarn_beta_slow": float(scaling.beta_slow),
     }
     if config.attention == "mla":
-        if scaling.mscale != scaling.mscale_all_dim:
-            raise UserError("rope_scaling: llama.cpp has one mscale, this model's mscale and mscale_all_dim differ")
         fields["rope.scaling.yarn_log_multiplier"] = 0.1 * scaling.mscale_all_dim
     return fields
 

@@ -12,15 +12,20 @@ import xllamacpp
 
 
 class LlamaCpp:
-    """A server of one file, in this process, on one thread."""
+    """A server of one file, in this process, on one thread, with a cache in float32."""
 
-    def __init__(self, path: Path, context: int = 256):
+    def __init__(self, path: Path, *, flash_attention: bool = False):
+        """`flash_attention`: less exact, but llama.cpp has sparse attention in this form only."""
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(path)
-        parameters.n_ctx = context
+        parameters.n_ctx = 256
         parameters.n_parallel = 1
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
         parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        kinds = xllamacpp.llama_flash_attn_type
+        parameters.flash_attn_type = (
+            kinds.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attention else kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
         parameters.warmup = False
         parameters.verbosity = 0
         parameters.port = 0
