@@ -29,7 +29,7 @@ def write_model(model: Transformer, folder: Path) -> None:
     config = model.config
     weights = to_public({name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()})
     dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
-    write_json(folder / "config.json", {**families.writer(config).write(config), "dtype": dtype})
+    write_json(folder / "config.json", {**families.writer(config).write(config), "dtype": dtype, "torch_dtype": dtype})
     tokens = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     write_json(folder / "generation_config.json", {name: id for name, id in tokens.items() if id is not None})
     if config.tie_word_embeddings:
@@ -79,7 +79,10 @@ def load(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.d
     if not isinstance(hf, dict) or "model_type" not in hf:
         raise UserError(f"{path / 'config.json'}: has no model_type; is this a model folder?")
     config = families.read(hf)
-    weights = dequantize(_read_weights(path), hf.get("quantization_config"), path)
+    weights: dict[str, Tensor] = {}
+    for file in weight_files(path):
+        weights |= read_safetensors(file)
+    weights = dequantize(weights, hf.get("quantization_config"), path)
     model = assemble(config, weights, path)
     model = model.to(device=device, dtype=dtype)
     model.tokenizer_folder = path if (path / "tokenizer.json").exists() else None
@@ -192,8 +195,12 @@ def dequantize(weights: dict[str, Tensor], quantization: Any, path: Path) -> dic
     return weights
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, from one file or from the shards that its index names."""
+def weight_files(path: Path) -> list[Path]:
+    """A folder's files of weights: one, or the shards that its index names.
+
+    Raises:
+        UserError: a file is missing, or the index names none.
+    """
     index = path / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.exists():
@@ -201,13 +208,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             names = sorted(set(read_json(index)["weight_map"].values()))
         except (TypeError, KeyError, AttributeError):
             raise UserError(f"{index}: has no weight_map from tensors to files") from None
-    weights: dict[str, Tensor] = {}
     for name in names:
-        file = path / name
-        if not file.exists():
-            raise UserError(f"{file}: no such file; the checkpoint is incomplete")
-        weights |= read_safetensors(file)
-    return weights
+        if not (path / name).exists():
+            raise UserError(f"{path / name}: no such file; the checkpoint is incomplete")
+    return [path / name for name in names]
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:

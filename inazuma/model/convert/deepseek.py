@@ -82,7 +82,7 @@ def read_deepseek(path: Path) -> Transformer:
     """
     if not (path / WEIGHTS).exists():
         raise UserError(f"{path}: is split over several devices; convert it with --model-parallel 1 ({WEIGHTS})")
-    config = _read_config(path)
+    config = read_config(path)
     named = {_ours(name, path): x for name, x in read_safetensors(path / WEIGHTS).items()}
     fp8 = any(name.endswith("weight_scale_inv") for name in named)
     weights = dequantize(named, {"quant_method": "fp8", "weight_block_size": [128, 128]} if fp8 else None, path)
@@ -121,7 +121,8 @@ def write_deepseek(model: Transformer, path: Path, *, force: bool = False) -> No
 # -------------------------------------------------------------------------------------------------------------- config
 
 
-def _read_config(path: Path) -> ModelConfig:
+def read_config(path: Path) -> ModelConfig:
+    """The shape that a folder's `ModelArgs` describe; a missing or unknown field is a `UserError`."""
     found = {file: read_json(file) for file in sorted(path.glob("config*.json"))}
     found = {file: values for file, values in found.items() if isinstance(values, dict) and "n_layers" in values}
     if len(found) != 1:

@@ -42,9 +42,12 @@ def open_gguf(path: Path) -> tuple[dict[str, Any], list[gguf.ReaderTensor]]:
     """
     try:
         reader = gguf.GGUFReader(path)
-        return {name: field.contents() for name, field in reader.fields.items()}, reader.tensors
+        fields = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged or not a GGUF file ({error})") from None
+    if "general.architecture" not in fields:
+        raise UserError(f"{path}: general.architecture is missing")
+    return fields, reader.tensors
 
 
 def read_gguf(path: Path, scratch: Path) -> Transformer:
@@ -77,7 +80,7 @@ def read_config(fields: dict[str, Any], names: set[str], path: Path) -> ModelCon
     Args:
         names: of its tensors: a file without an output matrix uses the embeddings.
     """
-    architecture = fields.get("general.architecture")
+    architecture = fields["general.architecture"]
     if architecture != "llama":
         raise UserError(f"{path}: general.architecture: {architecture!r} is not supported, only 'llama'")
     ours = {name.removeprefix("llama."): value for name, value in fields.items() if name.startswith("llama.")}

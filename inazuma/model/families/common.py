@@ -240,6 +240,7 @@ class Family:
         """config.json, with the fields of transformers 5 and those that older or other readers ask for."""
         layers = config.num_hidden_layers
         hf: dict[str, Any] = {"model_type": self.model_type, "architectures": [self.architecture]}
+        hf |= {"attention_bias": False}
         hf |= {name: getattr(config, ours) for name, ours in {**BASE, **self.fields}.items()}
         hf |= {name: getattr(config, ours) for name, (ours, _) in {**OPTIONAL, **self.optional}.items()}
         hf |= {"hidden_act": "silu", "attention_dropout": 0.0} | dict(self.fixed)
@@ -272,7 +273,8 @@ class Family:
         hf = {name: getattr(values, ours) for name, ours in self.experts.items()}
         if "decoder_sparse_step" in self.fixed:
             return hf | {"mlp_only_layers": list(range(dense))}
-        hf |= {"topk_method": "noaux_tc", "moe_layer_freq": 1}
+        # Without the last one, transformers takes some families to have a layer for multi-token prediction.
+        hf |= {"topk_method": "noaux_tc", "moe_layer_freq": 1, "num_nextn_predict_layers": 0}
         return hf | {
             "first_k_dense_replace": dense,
             "mlp_layer_types": ["dense"] * dense + ["sparse"] * (layers - dense),
