@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 
+from inazuma.model.convert.gguf_read import open_gguf
 from inazuma.model.convert.gguf_write import write_gguf
+from inazuma.model.convert.vocabulary import SPLITS, write_tokenizer
 from inazuma.model.text import tokenizer_of
 from tests.model.convert.llama_cpp import LlamaCpp
 from tests.model.convert.models import KINDS, VOCABULARY, model_of
@@ -60,3 +63,36 @@ def test_a_tokenizer_trained_here_gives_the_same_tokens(tmp_path: Path) -> None:
     server, tokenizer = LlamaCpp(tmp_path / "model.gguf"), tokenizer_of(model)
     for text in TEXTS:
         assert server.tokenize(text) == tokenizer.encode(text, add_special_tokens=False).ids, text
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_every_split_that_has_a_name_is_that_of_llama_cpp(name: str, tmp_path: Path) -> None:
+    model = model_of("llama", tmp_path)
+    file = tmp_path / "tokenizer.json"
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    steps = [
+        {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+        for expression in SPLITS[name].expressions
+    ]
+    bytes_of = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    whole["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*steps, bytes_of]}
+    whole["model"]["ignore_merges"] = SPLITS[name].ignore_merges
+    # Merges that only a wrong split would use, so that every split shows in the tokens.
+    vocabulary, letters = whole["model"]["vocab"], ["1", "2", "a", "'", "Ġ", "Ċ", "!", "s"]
+    pairs = [(a, b) for a in letters for b in letters][: VOCABULARY - 257]
+    vocabulary = {token: id for token, id in vocabulary.items() if id < 257}
+    whole["model"]["vocab"] = vocabulary | {a + b: 257 + number for number, (a, b) in enumerate(pairs)}
+    whole["model"]["merges"] = [list(pair) for pair in pairs]
+    file.write_text(json.dumps(whole), encoding="utf-8")
+    write_gguf(model, tmp_path / "model.gguf")
+    fields, _ = open_gguf(tmp_path / "model.gguf")
+    assert fields["tokenizer.ggml.pre"] == name
+    server = LlamaCpp(tmp_path / "model.gguf")
+    (tmp_path / "again").mkdir()
+    write_tokenizer(fields, tmp_path / "again", tmp_path)
+    again, given = (Tokenizer.from_file(str(x)) for x in (tmp_path / "again/tokenizer.json", file))
+    given.encode_special_tokens = again.encode_special_tokens = True
+    for text in (*TEXTS, "a1212a's  a\n\n!!\na 'S!a ss12 \n", "x=a+1; // 稲妻 а́ Ωs\t\ta"):
+        ids = server.tokenize(text)
+        assert given.encode(text, add_special_tokens=False).ids == ids, text
+        assert again.encode(text, add_special_tokens=False).ids == ids, text
