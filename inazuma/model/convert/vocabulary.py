@@ -188,7 +188,8 @@ def _name_of(whole: dict[str, Any], path: Path) -> str:
             case {"type": "Digits", "individual_digits": True}:
                 expressions.append(_DIGIT)
             case {"type": "Split", "pattern": {"Regex": str(expression)}, "behavior": "Isolated", "invert": False}:
-                expressions.append(expression)
+                # DeepSeek's file has the characters themselves.
+                expressions.append(expression.replace("\r", r"\r").replace("\n", r"\n"))
             case _:
                 raise UserError(f"{path}: pre_tokenizer: {json.dumps(step)[:120]} has no counterpart in llama.cpp")
     split = (tuple(expressions), bool(whole["model"].get("ignore_merges")))
