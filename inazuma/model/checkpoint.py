@@ -30,7 +30,7 @@ def write_model(model: Transformer, folder: Path) -> None:
     weights = to_public({name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()})
     weights |= {copy: weights[name].clone() for copy, name in _copies(config).items()}
     dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
-    write_json(folder / "config.json", {**families.writer(config).write(config), "dtype": dtype})
+    write_json(folder / "config.json", {**families.writer(config).write(config), "dtype": dtype, "torch_dtype": dtype})
     tokens = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     write_json(folder / "generation_config.json", {name: id for name, id in tokens.items() if id is not None})
     if config.tie_word_embeddings:
@@ -80,11 +80,30 @@ def load(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.d
     if not isinstance(hf, dict) or "model_type" not in hf:
         raise UserError(f"{path / 'config.json'}: has no model_type; is this a model folder?")
     config = families.read(hf)
-    weights = _dequantize(_read_weights(path), hf.get("quantization_config"), path)
+    weights: dict[str, Tensor] = {}
+    for file in weight_files(path):
+        weights |= read_safetensors(file)
+    weights = dequantize(weights, hf.get("quantization_config"), path)
     behind = f"model.layers.{config.num_hidden_layers}."
     if config.num_nextn_predict_layers and not any(name.startswith(behind) for name in weights):
         # transformers saves no layers for multi-token prediction, but goes on counting them.
         config = families.read(hf | {name: 0 for name in ("num_nextn_predict_layers", "num_mtp_layers") if name in hf})
+    model = assemble(config, weights, path)
+    model = model.to(device=device, dtype=dtype)
+    model.tokenizer_folder = path if (path / "tokenizer.json").exists() else None
+    return model
+
+
+def assemble(config: ModelConfig, weights: dict[str, Tensor], path: Path) -> Transformer:
+    """A model of these weights, which are not copied.
+
+    Args:
+        weights: under the names of checkpoints; tied output weights may be missing.
+        path: where they come from, for errors.
+
+    Raises:
+        UserError: they do not fit the configuration.
+    """
     with torch.device("meta"):
         model = Transformer(config)
     if config.tie_word_embeddings:
@@ -103,9 +122,7 @@ def load(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.d
     model.load_state_dict(from_public(weights), assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
-    model = model.to(device=device, dtype=dtype).eval()
-    model.tokenizer_folder = path if (path / "tokenizer.json").exists() else None
-    return model
+    return model.eval()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -174,7 +191,7 @@ def _write_weights(weights: dict[str, Tensor], folder: Path) -> None:
 _SCALE = "weight_scale_inv"
 
 
-def _dequantize(weights: dict[str, Tensor], quantization: Any, path: Path) -> dict[str, Tensor]:
+def dequantize(weights: dict[str, Tensor], quantization: Any, path: Path) -> dict[str, Tensor]:
     """DeepSeek-V3's fp8 weights in bfloat16: each block of `weight_block_size` has a scale that multiplies it."""
     if quantization is None:
         return weights
@@ -200,8 +217,12 @@ def _dequantize(weights: dict[str, Tensor], quantization: Any, path: Path) -> di
     return weights
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, from one file or from the shards that its index names."""
+def weight_files(path: Path) -> list[Path]:
+    """A folder's files of weights: one, or the shards that its index names.
+
+    Raises:
+        UserError: a file is missing, or the index names none.
+    """
     index = path / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.exists():
@@ -209,14 +230,16 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             names = sorted(set(read_json(index)["weight_map"].values()))
         except (TypeError, KeyError, AttributeError):
             raise UserError(f"{index}: has no weight_map from tensors to files") from None
-    weights: dict[str, Tensor] = {}
     for name in names:
-        file = path / name
-        if not file.exists():
-            raise UserError(f"{file}: no such file; the checkpoint is incomplete")
-        try:
-            with safe_open(file, framework="pt") as reader:
-                weights |= {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118  (not a dict)
-        except SafetensorError as error:
-            raise UserError(f"{file}: damaged ({error})") from None
-    return weights
+        if not (path / name).exists():
+            raise UserError(f"{path / name}: no such file; the checkpoint is incomplete")
+    return [path / name for name in names]
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of one file; a damaged one is a `UserError`."""
+    try:
+        with safe_open(file, framework="pt") as reader:
+            return {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118  (not a dict)
+    except SafetensorError as error:
+        raise UserError(f"{file}: damaged ({error})") from None

@@ -28,7 +28,7 @@ def test_help_names_every_verb_and_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.strip() == ""
-    for verb in ("data", "presets", "train", "generate", "demo", "bench", "verify"):
+    for verb in ("data", "presets", "train", "generate", "convert", "inspect", "demo", "bench", "verify"):
         assert f"\n    {verb} " in done.stdout
 
 

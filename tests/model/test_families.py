@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,30 @@ def test_greedy_text_is_the_same(family, tmp_path):
     for mine, row in zip(ours.generate(ids, 30), written.tolist(), strict=True):
         assert mine == row[: len(mine)]
         assert len(mine) == len(row) or mine[-1] in ends
+
+
+OF_OTHERS = {"num_hidden_layers", "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters"}
+OF_OTHERS |= {"architectures", "dtype", "torch_dtype", "attention_bias", "tie_word_embeddings", "num_key_value_heads"}
+OF_MIXTURES = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}
+OF_MIXTURES |= {"num_nextn_predict_layers": 0}
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_config_json_has_what_other_engines_read(family, tmp_path):
+    """vLLM, SGLang, mlx-lm and llama.cpp's converter; transformers itself drops some of these."""
+    ours, _ = pair(family, 0, tmp_path / "theirs")
+    ours.save(tmp_path / "ours")
+    written = json.loads((tmp_path / "ours/config.json").read_text())
+    assert written.keys() >= OF_OTHERS
+    assert written["torch_dtype"] == "float32"
+    if FAMILIES[family].is_sparse:
+        assert written.keys() >= {"index_topk", "index_n_heads", "index_head_dim", "indexer_rope_interleave"}
+    if family == "glm_moe_dsa":
+        assert len(written["indexer_types"]) == written["num_hidden_layers"]
+    if family == "glm4_moe":
+        assert "head_dim" in written and "partial_rotary_factor" in written
+    if "scoring_func" in FAMILIES[family].fixed:
+        assert {name: written[name] for name in OF_MIXTURES} == OF_MIXTURES
+        dense = written["first_k_dense_replace"]
+        sparse = written["num_hidden_layers"] - dense
+        assert written["mlp_layer_types"] == ["dense"] * dense + ["sparse"] * sparse

@@ -251,6 +251,7 @@ class Family:
         """config.json, with the fields of transformers 5 and those that older or other readers ask for."""
         layers = config.num_hidden_layers
         hf: dict[str, Any] = {"model_type": self.model_type, "architectures": [self.architecture]}
+        hf |= {"attention_bias": False}
         hf |= {name: getattr(config, ours) for name, ours in {**BASE, **self.fields}.items()}
         hf |= {name: getattr(config, ours) for name, (ours, _) in {**OPTIONAL, **self.optional}.items()}
         hf |= {"hidden_act": "silu", "attention_dropout": 0.0} | dict(self.fixed)
@@ -284,15 +285,11 @@ class Family:
         hf = {name: getattr(values, ours) for name, ours in self.experts.items()}
         if "decoder_sparse_step" in self.fixed:
             return hf | {"mlp_only_layers": list(range(dense))}
-        hf |= {"topk_method": "noaux_tc", "moe_layer_freq": 1}
-        return (
-            hf
-            | {
-                "first_k_dense_replace": dense,
-                "mlp_layer_types": _mlp_layer_types(dense, 0, layers),
-            }
-            | ({"mtp_mlp_layer_types": _mlp_layer_types(dense, layers, total)} if total > layers else {})
-        )
+        hf |= {"topk_method": "noaux_tc", "moe_layer_freq": 1, "first_k_dense_replace": dense}
+        hf["mlp_layer_types"] = _mlp_layer_types(dense, 0, layers)
+        if total > layers:
+            hf["mtp_mlp_layer_types"] = _mlp_layer_types(dense, layers, total)
+        return hf
 
 
 def _mlp_layer_types(dense: int, start: int, stop: int) -> list[str]:

@@ -20,7 +20,11 @@ class Native:
 
     def read(self, hf: Mapping[str, Any]) -> ModelConfig:
         """The shape that a config.json describes; an unknown field is a `UserError`."""
-        ours = {name: value for name, value in hf.items() if name not in ("model_type", "architectures", "dtype")}
+        ours = {
+            name: value
+            for name, value in hf.items()
+            if name not in ("model_type", "architectures", "dtype", "torch_dtype")
+        }
         return from_dict(ModelConfig, ours, where="config.json")
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
