@@ -33,6 +33,15 @@ def test_a_round_trip_is_bit_exact(saved: Path, tmp_path: Path) -> None:
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+def test_a_folder_is_replaced_only_when_asked(saved: Path, tmp_path: Path, capsys) -> None:
+    command = ["convert", str(saved), str(tmp_path / "theirs"), "--to", "deepseek"]
+    assert cli.main(command) == 0
+    before = (tmp_path / "theirs" / WEIGHTS).read_bytes()
+    assert cli.main(command) == 2 and "--force" in capsys.readouterr().err
+    assert cli.main([*command, "--force"]) == 0
+    assert (tmp_path / "theirs" / WEIGHTS).read_bytes() == before
+
+
 def test_names_and_fields_are_those_of_the_published_code(saved: Path, tmp_path: Path) -> None:
     convert(saved, tmp_path / "theirs", to="deepseek")
     weights = load_file(tmp_path / "theirs" / WEIGHTS)
