@@ -102,7 +102,7 @@ def check_fresh(path: Path, *, force: bool) -> None:
         return
     if not force:
         raise UserError(f"{path}: exists and is not empty; choose another name or pass --force to replace it")
-    if not any((path / name).exists() for name in ("manifest.json", "config.json")):
+    if not any((path / name).exists() for name in ("manifest.json", "config.json", "config_inference.json")):
         raise UserError(f"{path}: was not written by inazuma, so --force does not replace it; choose another name")
 
 

@@ -6,6 +6,8 @@ import math
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +52,21 @@ def save(model: Transformer, path: Path, *, force: bool = False) -> None:
     """
     if path.is_dir() and model.tokenizer_folder is not None and path.samefile(model.tokenizer_folder):
         raise UserError(f"{path}: the model was loaded from here; save it elsewhere")
+    with new_folder(path, force=force) as folder:
+        write_model(model, folder)
+
+
+@contextmanager
+def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
+    """Yields an empty folder that takes the place of `path` when the block ends; until then `path` stays as it was.
+
+    Raises:
+        UserError: `path` exists and is not empty, without `force`.
+    """
     check_fresh(path, force=force)
     new = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}-{path.name}.new")
     with atomic_folder(new) as folder:
-        write_model(model, folder)
+        yield folder
     fresh_folder(path, force=force)
     if path.exists():
         path.rmdir()

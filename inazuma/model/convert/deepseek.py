@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from inazuma.errors import UserError
-from inazuma.files import atomic_folder, check_fresh, fresh_folder, read_json, write_json
+from inazuma.files import read_json, write_json
 from inazuma.model import families
-from inazuma.model.checkpoint import TOKENIZER_FILES, assemble, dequantize, read_safetensors, to_public
+from inazuma.model.checkpoint import TOKENIZER_FILES, assemble, dequantize, new_folder, read_safetensors, to_public
 from inazuma.model.config import ModelConfig
 from inazuma.model.transformer import Transformer
 
@@ -104,11 +104,7 @@ def write_deepseek(model: Transformer, path: Path, *, force: bool = False) -> No
         if x.dtype != torch.bfloat16 and not name.endswith("e_score_correction_bias"):
             raise UserError(f"DeepSeek's layout holds bfloat16, {name} is {x.dtype}; pass --dtype bfloat16 to round it")
         weights[_theirs(name)] = x.detach().cpu().clone()  # tied weights are two tensors there
-    check_fresh(path, force=force)
-    fresh_folder(path, force=force)
-    if path.exists():
-        path.rmdir()
-    with atomic_folder(path) as folder:
+    with new_folder(path, force=force) as folder:
         save_file(weights, folder / WEIGHTS)
         write_json(folder / CONFIG, arguments)
         tokens = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}

@@ -33,6 +33,15 @@ def test_a_round_trip_is_bit_exact(saved: Path, tmp_path: Path) -> None:
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+def test_a_folder_is_replaced_only_when_asked(saved: Path, tmp_path: Path, capsys) -> None:
+    command = ["convert", str(saved), str(tmp_path / "theirs"), "--to", "deepseek"]
+    assert cli.main(command) == 0
+    before = (tmp_path / "theirs" / WEIGHTS).read_bytes()
+    assert cli.main(command) == 2 and "--force" in capsys.readouterr().err
+    assert cli.main([*command, "--force"]) == 0
+    assert (tmp_path / "theirs" / WEIGHTS).read_bytes() == before
+
+
 def test_names_and_fields_are_those_of_the_published_code(saved: Path, tmp_path: Path) -> None:
     convert(saved, tmp_path / "theirs", to="deepseek")
     weights = load_file(tmp_path / "theirs" / WEIGHTS)
@@ -48,7 +57,19 @@ def test_names_and_fields_are_those_of_the_published_code(saved: Path, tmp_path:
         expected |= {f"layers.{layer}.ffn.gate.{part}" for part in ("weight", "bias") if layer}
     assert weights.keys() == expected
     hf = load_file(saved / "model.safetensors")
-    assert torch.equal(weights["layers.1.ffn.experts.5.w2.weight"], hf["model.layers.1.mlp.experts.5.down_proj.weight"])
+    # `Expert` computes w2(silu(w1(x)) * w3(x)).
+    for theirs, ours in {
+        "layers.1.ffn.experts.5.w1.weight": "model.layers.1.mlp.experts.5.gate_proj.weight",
+        "layers.1.ffn.experts.5.w2.weight": "model.layers.1.mlp.experts.5.down_proj.weight",
+        "layers.1.ffn.experts.5.w3.weight": "model.layers.1.mlp.experts.5.up_proj.weight",
+        "layers.0.ffn.w3.weight": "model.layers.0.mlp.up_proj.weight",
+        "layers.2.ffn.gate.bias": "model.layers.2.mlp.gate.e_score_correction_bias",
+        "layers.2.attn.q_norm.weight": "model.layers.2.self_attn.q_a_layernorm.weight",
+        "layers.2.attn_norm.weight": "model.layers.2.input_layernorm.weight",
+        "layers.2.attn.indexer.wq_b.weight": "model.layers.2.self_attn.indexer.wq_b.weight",
+        "head.weight": "lm_head.weight",
+    }.items():
+        assert torch.equal(weights[theirs], hf[ours]), theirs
     arguments = json.loads((tmp_path / "theirs" / CONFIG).read_text())
     assert arguments["dim"] == 64 and arguments["n_dense_layers"] == 1 and arguments["n_limited_groups"] == 2
     assert arguments["rope_factor"] == 4.0 and arguments["original_seq_len"] == 64 and arguments["dtype"] == "bf16"
