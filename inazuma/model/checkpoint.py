@@ -245,6 +245,8 @@ def weight_files(path: Path) -> list[Path]:
             raise UserError(f"{index}: has no weight_map from tensors to files") from None
     for name in names:
         if not (path / name).exists():
+            for pickle in sorted((*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth"))):
+                raise UserError(f"{pickle}: a pickle can run any code, so it is never read; save {name} instead")
             raise UserError(f"{path / name}: no such file; the checkpoint is incomplete")
     return [path / name for name in names]
 

@@ -49,10 +49,11 @@ _DEEPSEEK: dict[str, dict[str, Any]] = {
         "qk_rope_head_dim": 32, "v_head_dim": 64,
     },
 }  # fmt: skip
-# At least 8 heads: with fewer, scores are exactly zero so often that ties decide. DeepSeek's indexer multiplies a fifth
-# of what its dense attention does; these, at their few heads, about two fifths.
+# At least 8 heads: with fewer, scores are exactly zero so often that ties decide. Widths in multiples of 64, which
+# llama.cpp insists on. DeepSeek's indexer multiplies a fifth of what its dense attention does; with so few heads to
+# serve, these take two fifths, and four fifths in the smallest.
 _INDEXER: dict[str, dict[str, Any]] = {
-    "nano": {"index_topk": 256, "index_n_heads": 8, "index_head_dim": 32},
+    "nano": {"index_topk": 256, "index_n_heads": 8, "index_head_dim": 64},
     "mini": {"index_topk": 512, "index_n_heads": 8, "index_head_dim": 64},
     "small": {"index_topk": 1024, "index_n_heads": 16, "index_head_dim": 64},
 }
@@ -99,8 +100,9 @@ def preset(name: str) -> ModelConfig:
 def readers(config: ModelConfig) -> list[str]:
     """Which programs read a checkpoint of this shape, beside this one.
 
-    transformers reads every public family; llama.cpp too, through GGUF; vLLM and SGLang take grouped queries of any
-    width, and latent attention as 512 + 64 only (their kernels' head size of 576) with an index width of 128.
+    transformers reads every public family; llama.cpp too, through GGUF, with an index width in multiples of 64; vLLM
+    and SGLang take grouped queries of any width, and latent attention as 512 + 64 only (their kernels' head size of
+    576) with an index width of 128.
     """
     from inazuma.model.families import writer
 
@@ -108,4 +110,5 @@ def readers(config: ModelConfig) -> list[str]:
         return []
     latent = (config.kv_lora_rank, config.qk_rope_head_dim, config.index_head_dim)
     served = config.attention == "gqa" or latent == (512, 64, 128)
-    return ["transformers", "llama.cpp", *(["vLLM", "SGLang"] if served else [])]
+    through_gguf = config.index_topk is None or config.index_head_dim % 64 == 0
+    return ["transformers", *(["llama.cpp"] if through_gguf else []), *(["vLLM", "SGLang"] if served else [])]

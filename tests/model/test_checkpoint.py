@@ -209,6 +209,11 @@ def test_a_missing_file(name, saved):
     refuses(saved, f"{name}: no such file")
 
 
+def test_a_pickle_is_never_read(saved):
+    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
+    refuses(saved, r"pytorch_model\.bin: a pickle can run any code, so it is never read")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\udcff", '"text"'], ids=repr)
 def test_a_configuration_that_is_none(text, saved):
     (saved / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
