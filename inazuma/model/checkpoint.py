@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import Tensor
 from inazuma.errors import UserError
 from inazuma.files import PARTIAL, atomic_folder, check_fresh, fresh_folder, read_json, write_json
 from inazuma.model import families
-from inazuma.model.transformer import Transformer
+from inazuma.model.config import ModelConfig
+from inazuma.model.transformer import Transformer, skeleton
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
@@ -72,31 +74,41 @@ def load(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.d
         UserError: a missing or damaged file, an unsupported model, weights that do not fit the configuration.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such model folder")
-    hf = read_json(path / "config.json")
-    if not isinstance(hf, dict) or "model_type" not in hf:
-        raise UserError(f"{path / 'config.json'}: has no model_type; is this a model folder?")
-    config = families.read(hf)
+    config, hf = read_config(path)
     weights = _dequantize(_read_weights(path), hf.get("quantization_config"), path)
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = skeleton(config)
     if config.tie_word_embeddings:
         weights.setdefault("lm_head.weight", weights.get("model.embed_tokens.weight"))
-    expected = {name: x.shape for name, x in to_public(model.state_dict()).items()}
-    missing, surplus = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    if missing or surplus:
-        what = f"lacks {missing[0]}" if missing else f"has {surplus[0]}, which the configuration has not"
-        raise UserError(f"{path}: {what} ({len(missing)} tensors missing, {len(surplus)} surplus)")
-    for name, shape in expected.items():
-        if weights[name].shape != shape:
-            raise UserError(f"{path}: {name} is {list(weights[name].shape)}, the configuration says {list(shape)}")
+    check_fit(path, model, weights)
     model.load_state_dict(from_public(weights), assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     model = model.to(device=device, dtype=dtype).eval()
     model.tokenizer_folder = path if (path / "tokenizer.json").exists() else None
     return model
+
+
+def read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """A folder's config.json: as a shape, and as it is."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such model folder")
+    hf = read_json(path / "config.json")
+    if not isinstance(hf, dict) or "model_type" not in hf:
+        raise UserError(f"{path / 'config.json'}: has no model_type; is this a model folder?")
+    return families.read(hf), hf
+
+
+def check_fit(path: Path, model: Transformer, weights: Mapping[str, Any]) -> None:
+    """Refuses tensors of which some are missing, surplus or of another shape than the model's; names as on disk."""
+    expected = {name: tuple(x.shape) for name, x in to_public(model.state_dict()).items()}
+    missing, surplus = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or surplus:
+        what = f"lacks {missing[0]}" if missing else f"has {surplus[0]}, which the configuration has not"
+        raise UserError(f"{path}: {what} ({len(missing)} tensors missing, {len(surplus)} surplus)")
+    for name, shape in expected.items():
+        if tuple(weights[name].shape) != shape:
+            found = list(weights[name].shape)
+            raise UserError(f"{path}: {name} is {found}, the configuration says {list(shape)}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -177,18 +189,21 @@ def _dequantize(weights: dict[str, Tensor], quantization: Any, path: Path) -> di
     return weights
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, from one file or from the shards that its index names."""
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a folder: one, or the shards that its index names."""
     index = path / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.exists():
-        try:
-            names = sorted(set(read_json(index)["weight_map"].values()))
-        except (TypeError, KeyError, AttributeError):
-            raise UserError(f"{index}: has no weight_map from tensors to files") from None
+    if not index.exists():
+        return [path / "model.safetensors"]
+    try:
+        return [path / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(f"{index}: has no weight_map from tensors to files") from None
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a folder."""
     weights: dict[str, Tensor] = {}
-    for name in names:
-        file = path / name
+    for file in weight_files(path):
         if not file.exists():
             raise UserError(f"{file}: no such file; the checkpoint is incomplete")
         try:

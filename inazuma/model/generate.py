@@ -50,10 +50,12 @@ def prefill(model: Transformer, ids_BT: Tensor, lengths_B: Tensor, cache: Cache)
     rows, longest = ids_BT.shape
     logits_BV = torch.empty(rows, model.config.vocab_size, device=ids_BT.device)
     for start in range(0, longest, PREFILL):
-        logits_BTV = model(ids_BT[:, start : start + PREFILL], cache=cache)
+        piece = ids_BT[:, start : start + PREFILL]
         ends = lengths_B - 1 - start  # where in this piece each prompt's last token lies, if it does
-        here = (ends >= 0) & (ends < logits_BTV.shape[1])
-        logits_BV[here] = logits_BTV[here, ends[here]].to(logits_BV.dtype)
+        here = (ends >= 0) & (ends < piece.shape[1])
+        # A vocabulary is wide: logits of every token would be the largest tensor of all.
+        logits = model(piece, cache=cache, logits_at=ends.clamp(0, piece.shape[1] - 1))[:, 0]
+        logits_BV[here] = logits[here].to(logits_BV.dtype)
     cache.truncate(lengths_B)
     return logits_BV
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from inazuma.errors import UserError
 from inazuma.model import generate
@@ -97,6 +98,7 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         stage: Stage | None = None,
         output_index_loss: bool = False,
+        logits_at: Tensor | None = None,
         observe: Callable[[Observation], None] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits of the next token.
@@ -108,6 +110,7 @@ class Transformer(nn.Module):
             cache: continues the rows that it holds, and is advanced by T.
             stage: see `inazuma.ops.dsa`. Default: "frozen" for a sparse model, "dense" for a dense one.
             output_index_loss: also return the indexers' losses, float32 `[layers]`, in nats.
+            logits_at: int64 `[B]`, for one place of each row whose logits alone are wanted; they are `[B,1,vocab_size]`.
             observe: called with each layer's attention tensors.
 
         Returns:
@@ -152,6 +155,8 @@ class Transformer(nn.Module):
             losses.append(loss)
         if cache is not None:
             cache.advance(ids.shape[1])
+        if logits_at is not None:
+            x = x[torch.arange(len(x), device=x.device), logits_at][:, None]
         logits = self.lm_head(self.model.norm(x))
         return (logits, torch.stack(losses)) if output_index_loss else logits
 
@@ -162,3 +167,20 @@ class Transformer(nn.Module):
         from inazuma.model.checkpoint import save  # it imports this module
 
         save(self, Path(path), force=force)
+
+
+class _NoDraws(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def skeleton(config: ModelConfig) -> Transformer:
+    """A model whose parameters have shapes and no memory (device "meta"), for weights that come from elsewhere.
+
+    Drawing random numbers that nobody sees would make PyTorch import its compiler: seconds, and 160 MB.
+    """
+    with torch.device("meta"), _NoDraws():
+        return Transformer(config)
