@@ -19,14 +19,15 @@ class Cache:
     def __init__(self, batch: int, capacity: int, device: torch.device | str = "cpu"):
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.capacity = capacity
-        self._longest = 0  # of `lengths`, kept apart so that decoding need not wait for the device
+        self.longest = 0
+        """Of `lengths`, kept apart so that decoding need not wait for the device."""
         self._buffers: dict[tuple[int, str], Tensor] = {}
 
     def positions(self, tokens: int) -> Tensor:
         """The positions of the next `tokens` tokens of each row, `[B,tokens]`."""
-        if self._longest + tokens > self.capacity:
+        if self.longest + tokens > self.capacity:
             raise UserError(
-                f"the cache holds {self.capacity} tokens, {self._longest} are there and {tokens} were to come; "
+                f"the cache holds {self.capacity} tokens, {self.longest} are there and {tokens} were to come; "
                 "make it larger or the text shorter"
             )
         return self.lengths[:, None] + torch.arange(tokens, device=self.lengths.device)
@@ -39,14 +40,14 @@ class Cache:
             self._buffers[key] = x.new_zeros(B, self.capacity, *x.shape[2:])
         buffer = self._buffers[key]
         buffer[torch.arange(B, device=x.device)[:, None], self.positions(T)] = x
-        return buffer[:, : self._longest + T]
+        return buffer[:, : self.longest + T]
 
     def advance(self, tokens: int) -> None:
         """Counts `tokens` more tokens in every row; the model calls it once, after its last layer."""
         self.lengths += tokens
-        self._longest += tokens
+        self.longest += tokens
 
     def truncate(self, lengths: Tensor) -> None:
         """Forgets each row's tokens from position `lengths[row]` on."""
         self.lengths = torch.minimum(self.lengths, lengths.to(self.lengths))
-        self._longest = int(self.lengths.max())
+        self.longest = int(self.lengths.max())

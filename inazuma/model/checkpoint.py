@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from inazuma.errors import UserError
 from inazuma.files import PARTIAL, atomic_folder, check_fresh, fresh_folder, read_json, write_json
 from inazuma.model import families
 from inazuma.model.config import ModelConfig
-from inazuma.model.transformer import Transformer
+from inazuma.model.transformer import Transformer, skeleton
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
@@ -30,7 +30,7 @@ def write_model(model: Transformer, folder: Path) -> None:
     """Writes the model's files into an existing folder; `save` is this, made atomic."""
     config = model.config
     weights = to_public({name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()})
-    weights |= {copy: weights[name].clone() for copy, name in _copies(config).items()}
+    weights |= {copy: weights[name].clone() for copy, name in copies(config).items()}
     dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
     write_json(folder / "config.json", {**families.writer(config).write(config), "dtype": dtype, "torch_dtype": dtype})
     tokens = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
@@ -87,21 +87,12 @@ def load(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.d
         UserError: a missing or damaged file, an unsupported model, weights that do not fit the configuration.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such model folder")
-    hf = read_json(path / "config.json")
-    if not isinstance(hf, dict) or "model_type" not in hf:
-        raise UserError(f"{path / 'config.json'}: has no model_type; is this a model folder?")
-    config = families.read(hf)
+    config, hf = read_config(path)
     weights: dict[str, Tensor] = {}
     for file in weight_files(path):
         weights |= read_safetensors(file)
     weights = dequantize(weights, hf.get("quantization_config"), path)
-    behind = f"model.layers.{config.num_hidden_layers}."
-    if config.num_nextn_predict_layers and not any(name.startswith(behind) for name in weights):
-        # transformers saves no layers for multi-token prediction, but goes on counting them.
-        config = families.read(hf | {name: 0 for name in ("num_nextn_predict_layers", "num_mtp_layers") if name in hf})
-    model = assemble(config, weights, path)
+    model = assemble(with_what_is_there(config, hf, weights), weights, path)
     model = model.to(device=device, dtype=dtype)
     model.tokenizer_folder = path if (path / "tokenizer.json").exists() else None
     return model
@@ -117,25 +108,49 @@ def assemble(config: ModelConfig, weights: dict[str, Tensor], path: Path) -> Tra
     Raises:
         UserError: they do not fit the configuration.
     """
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = skeleton(config)
     if config.tie_word_embeddings:
         weights.setdefault("lm_head.weight", weights.get("model.embed_tokens.weight"))
-    for copy, name in _copies(config).items():
+    for copy, name in copies(config).items():
         if copy in weights and not _same(weights.pop(copy), weights.get(name)):
             raise UserError(f"{path}: {copy} differs from {name}; here all layers share one")
-    expected = {name: x.shape for name, x in to_public(model.state_dict()).items()}
+    check_fit(path, model, weights)
+    model.load_state_dict(from_public(weights), assign=True)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    return model.eval()
+
+
+def read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """A folder's config.json: as a shape, and as it is."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such model folder")
+    hf = read_json(path / "config.json")
+    if not isinstance(hf, dict) or "model_type" not in hf:
+        raise UserError(f"{path / 'config.json'}: has no model_type; is this a model folder?")
+    return families.read(hf), hf
+
+
+def with_what_is_there(config: ModelConfig, hf: dict[str, Any], names: Collection[str]) -> ModelConfig:
+    """`config` without layers for multi-token prediction where no tensor is theirs: transformers does not save them,
+    but goes on counting them."""
+    behind = f"model.layers.{config.num_hidden_layers}."
+    if not config.num_nextn_predict_layers or any(name.startswith(behind) for name in names):
+        return config
+    return families.read(hf | {name: 0 for name in ("num_nextn_predict_layers", "num_mtp_layers") if name in hf})
+
+
+def check_fit(path: Path, model: Transformer, weights: Mapping[str, Any]) -> None:
+    """Refuses tensors of which some are missing, surplus or of another shape than the model's; names as on disk."""
+    expected = {name: tuple(x.shape) for name, x in to_public(model.state_dict()).items()}
     missing, surplus = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or surplus:
         what = f"lacks {missing[0]}" if missing else f"has {surplus[0]}, which the configuration has not"
         raise UserError(f"{path}: {what} ({len(missing)} tensors missing, {len(surplus)} surplus)")
     for name, shape in expected.items():
-        if weights[name].shape != shape:
-            raise UserError(f"{path}: {name} is {list(weights[name].shape)}, the configuration says {list(shape)}")
-    model.load_state_dict(from_public(weights), assign=True)
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    return model.eval()
+        if tuple(weights[name].shape) != shape:
+            found = list(weights[name].shape)
+            raise UserError(f"{path}: {name} is {found}, the configuration says {list(shape)}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,7 +158,7 @@ def assemble(config: ModelConfig, weights: dict[str, Tensor], path: Path) -> Tra
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _copies(config: ModelConfig) -> dict[str, str]:
+def copies(config: ModelConfig) -> dict[str, str]:
     """The names under which layers for multi-token prediction repeat what they share with the model."""
     copies = {}
     for layer in range(config.num_hidden_layers, config.num_hidden_layers + config.num_nextn_predict_layers):

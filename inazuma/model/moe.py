@@ -6,6 +6,7 @@ experts of a token, P = S K pairs of a token and an expert, N experts, E width o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -101,6 +102,20 @@ class _TakeRows(torch.autograd.Function):
         return grad[back].sum(1), None, None
 
 
+def by_expert(x_SE: Tensor, experts_SK: Tensor, n: int, transform: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """What `transform` makes of each token for each of its experts, `[S,K,E]`.
+
+    `transform` gets the pairs' tokens `[P,E]`, expert after expert, and int32 `[n]` where each expert's end; it
+    returns a row for each.
+    """
+    order = experts_SK.flatten().argsort(stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    ends = count(experts_SK, n).cumsum(0, dtype=torch.int32)
+    x_PE = _TakeRows.apply(x_SE, order // experts_SK.shape[1], place.view_as(experts_SK))
+    return _TakeRows.apply(transform(x_PE, ends), place, order[:, None]).unflatten(0, experts_SK.shape)
+
+
 class Experts(nn.Module):
     """N SwiGLU networks whose weights lie in one tensor each."""
 
@@ -114,13 +129,10 @@ class Experts(nn.Module):
 
     def forward(self, x_SE: Tensor, experts_SK: Tensor) -> Tensor:
         """What each token's experts make of it, `[S,K,E]`."""
-        order = experts_SK.flatten().argsort(stable=True)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)
-        ends = count(experts_SK, len(self.gate_proj)).cumsum(0, dtype=torch.int32)  # of each expert's pairs
-        x_PE = _TakeRows.apply(x_SE, order // experts_SK.shape[1], place.view_as(experts_SK))
-        y_PE = self._grouped(x_PE, ends) if self._can_group(x_PE) else self._one_by_one(x_PE, ends)
-        return _TakeRows.apply(y_PE, place, order[:, None]).unflatten(0, experts_SK.shape)
+        return by_expert(x_SE, experts_SK, len(self.gate_proj), self._transform)
+
+    def _transform(self, x_PE: Tensor, ends_N: Tensor) -> Tensor:
+        return self._grouped(x_PE, ends_N) if self._can_group(x_PE) else self._one_by_one(x_PE, ends_N)
 
     def _dtype(self) -> torch.dtype:
         """What products are computed in: as a linear layer's, the weights' type, or autocast's for float32 ones."""

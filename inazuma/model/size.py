@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-
 from inazuma.model.config import ModelConfig
-from inazuma.model.transformer import Transformer
+from inazuma.model.transformer import skeleton
 
 
 class Parameters(NamedTuple):
@@ -18,8 +16,7 @@ class Parameters(NamedTuple):
 
 def parameters(config: ModelConfig) -> Parameters:
     """Counts a model that is built without memory; tied weights count once."""
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = skeleton(config)
     total = sum(parameter.numel() for parameter in model.parameters())
     experts = sum(x.numel() for mixture in model.mixtures().values() for x in mixture.experts.parameters())
     if not experts:

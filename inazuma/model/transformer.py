@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from inazuma.errors import UserError
 from inazuma.model import generate
@@ -244,3 +245,20 @@ class Transformer(nn.Module):
         from inazuma.model.checkpoint import save  # it imports this module
 
         save(self, Path(path), force=force)
+
+
+class _NoDraws(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def skeleton(config: ModelConfig) -> Transformer:
+    """A model whose parameters have shapes and no memory (device "meta"), for weights that come from elsewhere.
+
+    Drawing random numbers that nobody sees would make PyTorch import its compiler: seconds, and 160 MB.
+    """
+    with torch.device("meta"), _NoDraws():
+        return Transformer(config)
