@@ -102,9 +102,7 @@ class _TakeRows(torch.autograd.Function):
         return grad[back].sum(1), None, None
 
 
-def by_expert(
-    x_SE: Tensor, experts_SK: Tensor, n: int, transform: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
+def by_expert(x_SE: Tensor, experts_SK: Tensor, n: int, transform: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """What `transform` makes of each token for each of its experts, `[S,K,E]`.
 
     `transform` gets the pairs' tokens `[P,E]`, expert after expert, and int32 `[n]` where each expert's end; it

@@ -86,6 +86,12 @@ class ExpertCache:
         while len(self._held) > self.slots:
             self._forget(next(iter(self._held)))
 
+    def reset(self) -> None:
+        """Forgets all experts, and what was counted."""
+        while self._held:
+            self._forget(next(iter(self._held)))
+        self.counts = Counts()
+
     @property
     def resident_bytes(self) -> int:
         """Of the slots that were made; at most this much of them is in memory."""
@@ -171,7 +177,7 @@ class StreamedExperts(nn.Module):
         return y_PE
 
     def _guess(self, x_SE: Tensor) -> list[Key]:
-        """Whom the next layer's router would choose if it saw what this one sees: the residual stream changes slowly."""
+        """Whom the next layer's router would choose if it saw this input: the residual stream changes slowly."""
         if self.following is None:
             return []
         return [(self.layer + 1, expert) for expert in self.following.gate(x_SE).experts.unique().tolist()]
@@ -218,7 +224,9 @@ def load_streaming(path: Path | str, memory: int) -> Transformer:
         for expert in range(config.n_routed_experts)
     }
     if len(types := {entry.dtype for place in places.values() for entry in place}) > 1:
-        raise UserError(f"{path}: experts of several types ({', '.join(sorted(map(str, types)))}); load the model whole")
+        raise UserError(
+            f"{path}: experts of several types ({', '.join(sorted(map(str, types)))}); load the model whole"
+        )
     cache = ExpertCache(places)
     if config.tie_word_embeddings:
         del on_disk["lm_head.weight"]
@@ -234,6 +242,7 @@ def load_streaming(path: Path | str, memory: int) -> Transformer:
     model.expert_cache = cache
     model.generate([[0]], 2)  # what is first done leaves code and buffers in memory, which belong to what is resident
     limit.base = resident() - cache.resident_bytes
+    cache.reset()
     model.register_forward_pre_hook(limit.before_forward, with_kwargs=True)
     return model
 
@@ -266,10 +275,10 @@ class Limit:
         slots = (self.memory - needed) // self.cache.slot_bytes
         if slots < LEAST:
             least = needed + LEAST * self.cache.slot_bytes
+            limit, least, base, work = (round(x / 1e6) for x in (self.memory, least, base, work))
             raise UserError(
-                f"memory: {self.memory / 1e6:,.0f} MB are too few, {least / 1e6:,.0f} MB are needed: {base / 1e6:,.0f} MB "
-                f"are resident for good, {work / 1e6:,.0f} MB are the text's cache and activations, the rest is for two "
-                "experts and a margin"
+                f"memory: {limit} MB are too few, {least} MB are needed: {base} MB are resident for good, {work} MB "
+                "are the text's cache and activations, the rest is for two experts and a margin"
             )
         return slots
 

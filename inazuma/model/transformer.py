@@ -110,7 +110,7 @@ class Transformer(nn.Module):
             cache: continues the rows that it holds, and is advanced by T.
             stage: see `inazuma.ops.dsa`. Default: "frozen" for a sparse model, "dense" for a dense one.
             output_index_loss: also return the indexers' losses, float32 `[layers]`, in nats.
-            logits_at: int64 `[B]`, for one place of each row whose logits alone are wanted; they are `[B,1,vocab_size]`.
+            logits_at: int64 `[B]`, the one place of each row whose logits are wanted; they are `[B,1,vocab_size]`.
             observe: called with each layer's attention tensors.
 
         Returns:
