@@ -35,7 +35,7 @@ AIR = {
     "vocab_size": 151552, "hidden_size": 4096, "intermediate_size": 10944, "moe_intermediate_size": 1408,
     "num_attention_heads": 96, "num_key_value_heads": 8,
 }  # fmt: skip
-LIMITS = (800, 1000, 1500, 2500, 4000)
+LIMITS = (900, 1000, 2000, 4000)
 """Megabytes (10^6 bytes)."""
 
 
@@ -129,8 +129,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--divisor", type=int, default=8, help="how much narrower than GLM-4.5-Air")
     parser.add_argument("--limits", type=int, nargs="+", default=LIMITS, metavar="MB")
-    parser.add_argument("--prompt", type=int, default=64, metavar="TOKENS")
-    parser.add_argument("--new", type=int, default=48, metavar="TOKENS")
+    parser.add_argument("--prompt", type=int, default=16, metavar="TOKENS")
+    parser.add_argument("--new", type=int, default=12, metavar="TOKENS")
     parser.add_argument("--folder", type=Path, help="keep the checkpoint here (default: a temporary folder)")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--measure", nargs=3, metavar=("FOLDER", "BYTES", "GUESS"), help=argparse.SUPPRESS)

@@ -15,9 +15,10 @@ from inazuma.model.transformer import skeleton
 Weights = Literal["bfloat16", "int8", "int4"]
 WEIGHTS: tuple[Weights, ...] = ("bfloat16", "int8", "int4")
 
-PROGRAM = 330_000_000
-"""Bytes of Python, PyTorch and what they need to multiply: 254 MB resident here after matrix products of two types,
-and room for what grows with use (buffers of the C++ libraries, fragmentation)."""
+PROGRAM = 580_000_000
+"""Bytes of Python, PyTorch and what they need to multiply: 250 MB are resident after the imports, 170 MB more once the
+C++ operators have run (PyTorch registers them through its compiler, which it imports), about 60 MB are code made for
+shapes of products and the buffers of libraries, and 100 MB are the margin that `inazuma.model.streaming` keeps."""
 
 PIECE = 2048
 """Prompt tokens that are read at a time; see `inazuma.model.generate`."""
@@ -124,7 +125,8 @@ def activation_bytes(config: ModelConfig, tokens: int, itemsize: int) -> int:
     they are, put together, sorted back, and weighted in float32. Logits are of one token a row.
     """
     E, H = config.hidden_size, config.num_attention_heads
-    query = H * (config.kv_lora_rank + config.qk_rope_head_dim if config.attention == "mla" else config.head_dim)
+    width = config.kv_lora_rank + config.qk_rope_head_dim if config.attention == "mla" else config.head_dim
+    query = H * width
     index = config.index_n_heads * config.index_head_dim if config.index_topk is not None else 0
     attention = tokens * (4 * query * (itemsize + 4) + index * (itemsize + 4) + 4 * (config.index_topk or 0))
     piece = min(tokens, TOKENS)

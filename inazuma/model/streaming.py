@@ -89,6 +89,12 @@ class ExpertCache:
         while len(self._held) > self.slots:
             self._forget(next(iter(self._held)))
 
+    def reset(self) -> None:
+        """Forgets all experts, and what was counted."""
+        while self._held:
+            self._forget(next(iter(self._held)))
+        self.counts = Counts()
+
     @property
     def resident_bytes(self) -> int:
         """Of the slots that were made; at most this much of them is in memory."""
@@ -174,7 +180,7 @@ class StreamedExperts(nn.Module):
         return y_PE
 
     def _guess(self, x_SE: Tensor) -> list[Key]:
-        """Whom the next layer's router would choose if it saw what this one sees: a layer changes little."""
+        """Whom the next layer's router would choose if it saw this input: the residual stream changes slowly."""
         if self.following is None:
             return []
         return [(self.layer + 1, expert) for expert in self.following.gate(x_SE).experts.unique().tolist()]
@@ -241,7 +247,8 @@ def load_streaming(path: Path | str, memory: int) -> Transformer:
     model.tokenizer_folder = path if (path / "tokenizer.json").exists() else None
     model.expert_cache = cache
     model.generate([[0]], 2)  # what is first done leaves code and buffers in memory, which belong to what is resident
-    limit.base, cache.counts = resident() - cache.resident_bytes, Counts()
+    limit.base = resident() - cache.resident_bytes
+    cache.reset()
     model.read = limit.before(model.read)
     return model
 
@@ -283,10 +290,10 @@ class Limit:
         slots = (self.memory - needed) // self.cache.slot_bytes
         if slots < LEAST:
             least = needed + LEAST * self.cache.slot_bytes
+            limit, least, base, work = (round(x / 1e6) for x in (self.memory, least, base, work))
             raise UserError(
-                f"memory: {self.memory / 1e6:,.0f} MB are too few, {least / 1e6:,.0f} MB are needed: "
-                f"{base / 1e6:,.0f} MB are resident for good, {work / 1e6:,.0f} MB the text's cache and activations, "
-                "the rest is for two experts and a margin"
+                f"memory: {limit} MB are too few, {least} MB are needed: {base} MB are resident for good, {work} MB "
+                "are the text's cache and activations, the rest is for two experts and a margin"
             )
         return slots
 

@@ -53,6 +53,27 @@ def test_a_run_from_text_to_text(workshop: Path, capsys: pytest.CaptureFixture[s
     assert once == again
 
 
+def test_small_memory(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate = ["generate", str(workshop / "run/model"), "--prompt", "the sparse", "--max-new-tokens", "5"]
+    for kind in ("int8", "int4"):
+        assert cli.main([*generate, "--quantize", kind]) == 0
+        assert capsys.readouterr().out.startswith("the sparse")
+    for options, message in (
+        (["--memory", "1GB"], "no routed experts"),
+        (["--memory", "much"], "expected a size such as"),
+        (["--memory", "1GB", "--quantize", "int8"], "leave out --quantize"),
+    ):
+        assert cli.main([*generate, *options]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [("800MB", 800_000_000), ("1.5gb", 1_500_000_000), ("2GiB", 2**31), ("12K", 12_000), ("7", 7)]
+)
+def test_sizes(size: str, count: int) -> None:
+    assert cli.generate._bytes(size) == count
+
+
 def test_without_out_a_run_is_named_after_its_recipe(
     workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
