@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from inazuma.cli import main
 from inazuma.model import ModelConfig
+from inazuma.model.families import writer
 from inazuma.model.plan import plan
 from tests.model.tiny import build, tiny
 
@@ -46,6 +48,18 @@ def test_counts_are_those_of_the_model(attention, experts):
     routed = sum(x.nbytes for name, x in model.named_parameters() if ".mlp.experts." in name)
     assert needs.experts * needs.expert_bytes() == routed
     assert needs.resident_bytes() == 2 * needs.parameters - routed
+
+
+def test_inspect_prints_it_from_a_configuration_alone(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(writer(AIR).write(AIR)))
+    for path in (tmp_path, tmp_path / "config.json"):
+        assert main(["inspect", str(path), "--plan", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["parameters"] == plan(AIR).parameters
+        assert found["weights"]["int4"]["smallest_limit"] == plan(AIR).smallest_limit("int4")
+    assert main(["inspect", str(tmp_path), "--plan"]) == 0
+    assert "106.85" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "none"), "--plan"]) == 2
 
 
 @pytest.mark.skipif(not RECORD.exists(), reason="made by benchmarks/streaming.py")
