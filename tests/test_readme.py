@@ -65,6 +65,24 @@ def test_every_ratio_is_the_records(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", READMES)
+def test_small_memory_is_the_records(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    streaming, quantized = (
+        json.loads((ROOT / f"benchmarks/results/{file}.json").read_text()) for file in ("streaming", "quantized")
+    )
+    assert streaming["code"]["clean"] and streaming["checkpoint_bytes"] / 1e9 == pytest.approx(3.3, abs=0.05)
+    for one in streaming["streamed"]:
+        assert one["same_tokens_as_whole"] and one["within_limit"]
+        figures = f"{one['limit'] / 1e6:,.0f} MB | {one['peak'] / 1e6:,.0f} MB | {100 * one['hit_rate']:.0f} % "
+        assert not one["guess"] or f"| {figures}| {one['tokens_per_second']:.1f} |" in text
+    whole = streaming["whole"]
+    assert f"| {whole['peak'] / 1e6:,.0f} MB | | {whole['tokens_per_second']:.1f} |" in text
+    for kind in ("none", "int8", "int4"):
+        speed, loss = quantized["random"][kind], quantized["trained"][kind]["bits_per_byte"]
+        assert f"| {speed['prefill']:,.0f} | {speed['decode']:.0f} | {loss:.4f} |" in text
+
+
+@pytest.mark.parametrize("name", READMES)
 def test_every_link_leads_somewhere(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?://)([^)]+)\)", text):

@@ -62,7 +62,6 @@ def test_inspect_prints_it_from_a_configuration_alone(tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "none"), "--plan"]) == 2
 
 
-@pytest.mark.skipif(not RECORD.exists(), reason="made by benchmarks/streaming.py")
 def test_the_plan_foresaw_the_memory_that_was_measured():
     record = json.loads(RECORD.read_text())
     assert record["plan"]["weight_bytes"] == pytest.approx(record["checkpoint_bytes"], rel=0.001)
