@@ -99,7 +99,8 @@ def preset(name: str) -> ModelConfig:
 def readers(config: ModelConfig) -> list[str]:
     """Which programs read a checkpoint of this shape, beside this one.
 
-    transformers reads every public family; llama.cpp too, through GGUF; vLLM and SGLang take grouped queries of any
+    transformers reads every public family; llama.cpp too, through GGUF, but for index widths that are no multiple of 64
+    (its Hadamard rotation of index queries and keys); vLLM and SGLang take grouped queries of any
     width, and latent attention as 512 + 64 only (their kernels' head size of 576) with an index width of 128.
     """
     from inazuma.model.families import writer
@@ -108,4 +109,5 @@ def readers(config: ModelConfig) -> list[str]:
         return []
     latent = (config.kv_lora_rank, config.qk_rope_head_dim, config.index_head_dim)
     served = config.attention == "gqa" or latent == (512, 64, 128)
-    return ["transformers", "llama.cpp", *(["vLLM", "SGLang"] if served else [])]
+    rotated = config.index_topk is None or config.index_head_dim % 64 == 0
+    return ["transformers", *(["llama.cpp"] if rotated else []), *(["vLLM", "SGLang"] if served else [])]
