@@ -6,9 +6,9 @@ and held-out texts: transformers the folder as it is, llama.cpp a GGUF file that
 
     python benchmarks/readers.py --vllm-python ../vllm/bin/python
 
-vLLM has no sparse attention on a CPU, so it gets air-nano only; llama.cpp needs an index width in multiples of 64, which
-dsa-nano-served has and dsa-nano has not. Compared are, at every position, the likeliest next
-token and the log-probability of every token, all in float32. The record goes to `benchmarks/results/readers.json`.
+vLLM has no sparse attention on a CPU, so it gets air-nano only; llama.cpp needs an index width in multiples of 64,
+which dsa-nano-served has and dsa-nano has not. Compared are, at every position, the likeliest next token and the
+log-probability of every token, all in float32. The record goes to `benchmarks/results/readers.json`.
 
 Positions fall into three groups. "every key": nothing is selected yet, because the model is dense or no more than k
 keys are visible. "at a tie": they hang on a tie of index scores (see `benchmarks/parity.py`), which programs break

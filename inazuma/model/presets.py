@@ -100,8 +100,8 @@ def readers(config: ModelConfig) -> list[str]:
     """Which programs read a checkpoint of this shape, beside this one.
 
     transformers reads every public family; llama.cpp too, through GGUF, but for index widths that are no multiple of 64
-    (its Hadamard rotation of index queries and keys); vLLM and SGLang take grouped queries of any
-    width, and latent attention as 512 + 64 only (their kernels' head size of 576) with an index width of 128.
+    (its Hadamard rotation of index queries and keys); vLLM and SGLang take grouped queries of any width, and latent
+    attention as 512 + 64 only (their kernels' head size of 576) with an index width of 128.
     """
     from inazuma.model.families import writer
 
