@@ -42,18 +42,26 @@ def tied(seen: Observation, k: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def compare(ours: Transformer, theirs: torch.nn.Module, ids: torch.Tensor) -> dict[str, float]:
-    """Of one text: how far the logits differ, at the positions that hang on a tie and at the others."""
+def logits_and_ties(ours: Transformer, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of one text `[1, T]`: our logits `[T, V]`, and bool `[T]`, the positions that hang on a tie."""
     seen: list[Observation] = []
-    difference = (ours(ids, observe=seen.append) - theirs(ids).logits).abs().amax(-1)[0]
+    logits = ours(ids, observe=seen.append)[0]
     k = ours.config.index_topk
     ties = torch.zeros(ids.shape[1], dtype=torch.bool)
-    if ids.shape[1] > k:
+    if k is not None and ids.shape[1] > k:
         # The first layer's ties reach what reads them; the last layer's only their own position.
         *earlier, last = (tied(layer, k) for layer in seen)
         for layer in earlier:
             ties |= layer.cumsum(0) > 0
         ties |= last
+    return logits, ties
+
+
+@torch.no_grad()
+def compare(ours: Transformer, theirs: torch.nn.Module, ids: torch.Tensor) -> dict[str, float]:
+    """Of one text: how far the logits differ, at the positions that hang on a tie and at the others."""
+    logits, ties = logits_and_ties(ours, ids)
+    difference = (logits - theirs(ids).logits[0]).abs().amax(-1)
     return {
         "tokens": ids.shape[1],
         "hanging_on_a_tie": int(ties.sum()),
