@@ -18,6 +18,7 @@ from inazuma.model.checkpoint import weight_files
 from inazuma.model.config import ModelConfig
 from inazuma.model.convert.deepseek import WEIGHTS, is_deepseek, read_config
 from inazuma.model.convert.gguf_read import is_gguf, open_gguf
+from inazuma.model.size import cache_numbers
 from inazuma.runs.surroundings import machine
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -141,15 +142,8 @@ def _context(memory: int, weights: float, per_token: int, longest: int) -> int:
 
 
 def _shape(config: ModelConfig) -> Shape:
-    layers = config.num_hidden_layers
-    if config.attention == "mla":
-        attention = config.kv_lora_rank + config.qk_rope_head_dim
-    else:
-        attention = 2 * config.num_key_value_heads * config.head_dim
-    indexers = sum(config.has_indexer(layer) for layer in range(layers))
-    values = layers * attention + indexers * config.index_head_dim
-    experts = config.n_routed_experts
-    return Shape(layers, config.max_position_embeddings, values, experts or 0, config.num_experts_per_tok)
+    experts, longest = config.n_routed_experts or 0, config.max_position_embeddings
+    return Shape(config.num_hidden_layers, longest, cache_numbers(config), experts, config.num_experts_per_tok)
 
 
 def _shape_of_fields(fields: dict[str, Any]) -> Shape | None:

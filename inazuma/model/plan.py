@@ -26,7 +26,7 @@ PIECE = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Bytes and numbers of weights; layers for multi-token prediction, which no model here runs, are not counted."""
+    """Bytes and numbers of weights, those of layers for multi-token prediction among them."""
 
     config: ModelConfig
     parameters: int
@@ -97,7 +97,7 @@ def _plan(config: ModelConfig) -> Plan:
     expert, layers = 0, 0
     if config.n_routed_experts is not None:
         expert = 3 * config.hidden_size * config.moe_intermediate_size
-        layers = sum(config.has_experts(layer) for layer in range(config.num_hidden_layers))
+        layers = len(model.mixtures())
     linears = [x for name, x in model.named_modules() if is_quantized(name, x)]
     return Plan(
         config=config,
