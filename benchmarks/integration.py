@@ -34,12 +34,6 @@ SIZES = {
 }  # fmt: skip
 
 
-def resident(field: str) -> int:
-    """Bytes: VmRSS, what is resident, or VmHWM, the most that ever was."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
-
-
 def build(implementation: str, length: int, **changes: int) -> tuple[torch.nn.Module, torch.Tensor]:
     """The model, and tokens for it."""
     from transformers import DeepseekV32Config, DeepseekV32ForCausalLM
@@ -73,13 +67,13 @@ def measure(implementation: str, length: int, repeats: int, threads: int) -> dic
     torch.set_num_threads(threads)
     model, ids = build(implementation, length)
     model(ids[:, :64], use_cache=False)
-    before = resident("VmRSS")
+    before = surroundings.resident("VmRSS")
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
         logits = model(ids, use_cache=False).logits[0, -1].tolist()  # all others are freed
         seconds.append(time.perf_counter() - started)
-    peak = resident("VmHWM")
+    peak = surroundings.resident("VmHWM")
     return {"seconds": seconds, "peak": peak, "added": peak - before, "logits": logits}
 
 

@@ -114,12 +114,6 @@ def decoding(length: int, dtype: torch.dtype, repeats: int) -> dict:
     return {"one sequence": one, "four sequences": four}
 
 
-def resident(field: str) -> int:
-    """Bytes: VmRSS, what is resident, or VmHWM, the most that ever was since the mark was last taken down."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
-
-
 def memory(length: int, dtype: torch.dtype, train: bool) -> dict:
     """Bytes of one call in this process."""
     leaves = [x.requires_grad_(train) for x in draw(1, length, length, dtype)]
@@ -135,9 +129,9 @@ def memory(length: int, dtype: torch.dtype, train: bool) -> dict:
 
     call(small, torch.ones_like(small[0]) if train else None)  # threads and code are there before the mark
     Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
+    before = surroundings.resident("VmRSS")
     outputs = call(leaves, cotangent)
-    peak = resident("VmHWM")
+    peak = surroundings.resident("VmHWM")
     given = [*leaves, *([] if cotangent is None else [cotangent])]
     made, read = (sum(x.numel() * x.element_size() for x in tensors) for tensors in (outputs, given))
     extra = peak - before - made

@@ -29,12 +29,6 @@ RESULT = Path(__file__).parent / "results" / "prefill.json"
 VOCABULARY = 1024
 
 
-def resident(field: str) -> int:
-    """Bytes: VmRSS, what is resident, or VmHWM, the most that ever was."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
-
-
 @torch.inference_mode()
 def measure(program: str, folder: str, length: int, repeats: int, threads: int) -> dict:
     """Seconds of each pass, peak memory of this process and what the passes added to it, and the last logits."""
@@ -55,13 +49,13 @@ def measure(program: str, folder: str, length: int, repeats: int, threads: int) 
 
     ids = torch.randint(VOCABULARY, (1, length), generator=torch.Generator().manual_seed(0))
     run(ids[:, :64])
-    before = resident("VmRSS")
+    before = surroundings.resident("VmRSS")
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
         logits = run(ids).tolist()
         seconds.append(time.perf_counter() - started)
-    peak = resident("VmHWM")
+    peak = surroundings.resident("VmHWM")
     return {"seconds": seconds, "peak": peak, "added": peak - before, "logits": logits}
 
 

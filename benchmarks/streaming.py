@@ -26,9 +26,10 @@ from inazuma.model import Cache, ModelConfig, families
 from inazuma.model.checkpoint import to_public
 from inazuma.model.generate import prefill
 from inazuma.model.plan import plan
-from inazuma.model.streaming import load_streaming, resident
+from inazuma.model.streaming import load_streaming
 from inazuma.model.transformer import skeleton
 from inazuma.runs import surroundings
+from inazuma.runs.surroundings import resident
 
 RESULT = Path(__file__).parent / "results" / "streaming.json"
 AIR = {

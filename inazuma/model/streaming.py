@@ -29,6 +29,7 @@ from inazuma.model.moe import MixtureOfExperts, by_expert
 from inazuma.model.plan import activation_bytes
 from inazuma.model.size import cache_numbers
 from inazuma.model.transformer import Transformer, skeleton
+from inazuma.runs.surroundings import resident
 
 READERS = 4
 """Threads that read: a solid-state disk is fastest with a few requests at once, and readers only wait."""
@@ -296,16 +297,3 @@ class Limit:
                 "are the text's cache and activations, the rest is for two experts and a margin"
             )
         return slots
-
-
-def resident(field: str = "VmRSS") -> int:
-    """Bytes of this process that are in memory, or with "VmHWM" the most that ever were.
-
-    Raises:
-        UserError: the system is not Linux, and nobody else tells.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        raise UserError("memory: a limit needs /proc/self/status, which this system has not") from None
-    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])

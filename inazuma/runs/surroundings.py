@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import inazuma
+from inazuma.errors import UserError
 
 
 def code() -> dict[str, Any]:
@@ -59,6 +60,19 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "accelerator": accelerator,
     }
+
+
+def resident(field: str = "VmRSS") -> int:
+    """Bytes of this process that are in memory, or with "VmHWM" the most that were since that mark was taken down.
+
+    Raises:
+        UserError: the system is not Linux, and nobody else tells.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        raise UserError("memory: it is read from /proc/self/status, which this system has not") from None
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def _processor() -> str:

@@ -90,7 +90,8 @@ def test_the_cache_forgets_what_was_used_longest_ago(tmp_path):
 # A process of its own: the limit is on all of it. 150 MB of experts, of which a part fits.
 GENERATE = """
 import json, sys, torch
-from inazuma.model.streaming import load_streaming, resident
+from inazuma.model.streaming import load_streaming
+from inazuma.runs.surroundings import resident
 torch.set_num_threads(1)
 before = resident()
 model = load_streaming(sys.argv[1], before + int(sys.argv[2]))
