@@ -1,0 +1,1 @@
+"""Models served on one's own machine, behind the API that clients speak, and chat."""
