@@ -45,15 +45,15 @@ class Router(nn.Module):
         self.register_buffer("e_score_correction_bias", torch.zeros(len(self.weight)) if sigmoid else None)
 
     def forward(self, x_SE: Tensor) -> Routing:
-        config = self.config
         with torch.autocast(x_SE.device.type, enabled=False):
             logits = F.linear(at_least_float32(x_SE), at_least_float32(self.weight))
-        if self.e_score_correction_bias is None:
-            scores = logits.softmax(-1)
-            choice = scores.detach()
-        else:
-            scores = logits.sigmoid()
-            choice = scores.detach() + self.e_score_correction_bias
+        return self.route(logits.softmax(-1) if self.e_score_correction_bias is None else logits.sigmoid())
+
+    def route(self, scores: Tensor) -> Routing:
+        """Whom tokens with these scores choose, `[S,N]`."""
+        config, choice = self.config, scores.detach()
+        if self.e_score_correction_bias is not None:
+            choice = choice + self.e_score_correction_bias
         if config.n_group > 1:
             choice = self._within_best_groups(choice)
         experts = best(choice, config.num_experts_per_tok)

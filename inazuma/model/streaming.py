@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inazuma.errors import UserError
-from inazuma.model.cache import Cache
 from inazuma.model.checkpoint import check_fit, copies, read_config, weight_files, with_what_is_there
 from inazuma.model.disk import Entry, entries
 from inazuma.model.moe import MixtureOfExperts, by_expert
@@ -251,6 +250,7 @@ def load_streaming(path: Path | str, memory: int) -> Transformer:
     limit.base = resident() - cache.resident_bytes
     cache.reset()
     model.read = limit.before(model.read)
+    model.memory_limit = limit
     return model
 
 
@@ -268,17 +268,23 @@ class Limit:
 
         @functools.wraps(read)
         def reads(ids: Tensor, **options: Any) -> Any:
-            self.make_room(ids, options.get("cache"))
+            cache = options.get("cache")
+            held = (
+                (0, 0) if cache is None else (len(cache.lengths) * cache.capacity, len(cache.lengths) * cache.longest)
+            )
+            self.make_room(ids.numel(), *held)
             return read(ids, **options)
 
         return reads
 
-    def make_room(self, ids: Tensor, cache: Cache | None) -> None:
-        """Leaves the experts what a forward pass over `ids` does not need."""
-        rows, capacity, written = (0, 0, 0) if cache is None else (len(cache.lengths), cache.capacity, cache.longest)
-        stays = resident() - self.cache.resident_bytes - rows * written * self.token_bytes
-        self.base = max(self.base, stays)
-        self.cache.resize(self.check(self.base, tokens=ids.numel(), cached=rows * capacity))
+    def make_room(self, tokens: int, capacity: int = 0, written: int = 0) -> None:
+        """Leaves the experts what a forward pass over so many tokens does not need.
+
+        Args:
+            capacity, written: tokens that a cache that will be let go has room for, and those of them that it holds.
+        """
+        self.base = max(self.base, resident() - self.cache.resident_bytes - written * self.token_bytes)
+        self.cache.resize(self.check(self.base, tokens=tokens, cached=capacity))
 
     def check(self, base: int, *, tokens: int, cached: int) -> int:
         """How many slots fit beside `base` bytes, `tokens` tokens at once and a cache of `cached` tokens.

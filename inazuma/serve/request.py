@@ -63,6 +63,8 @@ class Request:
     They are the model's own, before penalties, bias, mask and temperature."""
     prompt_logprobs: int | None = None
     """The same, of the prompt's tokens (the first has none)."""
+    prompt_logprobs_start: int = 0
+    """The first token of the prompt whose log-probability is wanted; what comes before may be taken from the cache."""
     mask: Mask | None = None
     hidden: bool = False
     """Whether the answer has the mean of the last layer's normed output over the prompt, for embeddings."""
@@ -91,7 +93,7 @@ class Done:
     accepted: int = 0
     """Guesses by multi-token prediction, and how many of them were right."""
     prompt: tuple[Token, ...] = ()
-    """The prompt's tokens with their log-probabilities, if they were asked for."""
+    """The prompt's tokens from `prompt_logprobs_start` on with their log-probabilities, if they were asked for."""
     hidden: Tensor | None = None
     """float32 `[hidden_size]`."""
     selection: tuple[tuple[int, ...] | None, ...] = ()
