@@ -149,10 +149,12 @@ def _choose(config: ModelConfig, room: int) -> Weights:
 
 def _bits_per_byte(model: Transformer, runner: Runner | None) -> float | None:
     """What it takes to write `SAMPLE` down with the model as it is, or as it was packed."""
-    ids = tokenizer_of(model).encode(SAMPLE, add_special_tokens=False).ids if model.tokenizer_folder else []
-    room = model.config.max_position_embeddings if runner is None else runner.context
+    if model.tokenizer_folder is None:
+        return None
+    encoding = tokenizer_of(model).encode(SAMPLE, add_special_tokens=False)
     begin = [] if model.config.bos_token_id is None else [model.config.bos_token_id]
-    ids = [*begin, *ids][: min(512, room)]
+    count = min(512, model.config.max_position_embeddings if runner is None else runner.context) - len(begin)
+    ids = [*begin, *encoding.ids[:count]]
     if len(ids) < 2:
         return None
     logits: Tensor
@@ -162,8 +164,8 @@ def _bits_per_byte(model: Transformer, runner: Runner | None) -> float | None:
     else:
         logits = runner.step([Piece(ids, 0, list(range(-(-len(ids) // PAGE))), logits=len(ids))]).logits
     nats = F.cross_entropy(logits[:-1].float().cpu(), torch.tensor(ids[1:]), reduction="sum")
-    text = tokenizer_of(model).decode(ids[len(begin) :]) if len(ids) == min(512, room) else SAMPLE
-    return float(nats) / math.log(2) / len(text.encode())
+    end = encoding.offsets[len(ids) - len(begin) - 1][1]
+    return float(nats) / math.log(2) / len(SAMPLE[:end].encode())
 
 
 def available_memory(device: str = "cpu") -> int:
