@@ -1,0 +1,286 @@
+"""Selection and attention over paged caches, for serving: here is their definition in plain PyTorch, on any device.
+
+    N queries, those of one sequence together    B sequences             P pages of a sequence's table
+    H query heads                                G key-value heads       D width of a head (Dv of values)
+    I index heads                                C index width           K kept tokens
+
+A cache is a `Pool` of pages of `PAGE` tokens. A sequence is a row of `tables`: position p lies in page
+`tables[row, p // PAGE]` at offset `p % PAGE`, which is slot `page * PAGE + offset` of the pool; what stands in a table
+behind a sequence's end is never looked at. Query n belongs to the sequence `row[n]`, stands at the position `last[n]`
+and sees the positions `0 .. last[n]`, none where that is -1. Scores, order and formulas are those of `contract.py` and
+`reference.py`; inference only, there are no gradients.
+
+A query's result depends on its own numbers and its sequence alone, to the bit: not on the other queries of a call, on
+how a prompt is cut into chunks, on which pages a sequence has, or (in C++) on the number of threads. On the CPU
+`native/paged.cpp` does the work wherever the library is there (`cpu/paged.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from inazuma.errors import UserError
+from inazuma.ops import reference
+from inazuma.ops.contract import Spans, check_kept
+
+PAGE = 64
+"""Tokens of a page."""
+
+FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.uint8}
+"""How a pool keeps its numbers, and the dtype of its storage."""
+
+GROUP = 128
+"""Columns that share a scale in fp8."""
+
+LARGEST = 448.0
+"""The largest number of e4m3."""
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+class Pool:
+    """All pages of one kind of cache of one layer: rows of G heads of width D.
+
+    A token is `row_bytes` bytes: its heads one behind the other, each of them D numbers of float32 or bfloat16, or, in
+    fp8, the published layout of DeepSeek-V3.2's caches (little-endian):
+
+        D - plain            bytes of e4m3 (`torch.float8_e4m3fn`), in groups of 128 columns, the last may be shorter
+        4 for each group     bytes of float32: its scale, max |x| / 448, at least 2^-126; a number is e4m3 * scale
+        2 * plain            bytes of bfloat16: the last `plain` columns (the rope part of a latent) as they are
+
+    which is 512 + 16 + 128 = 656 bytes for a latent of 576 with 64 rope columns, and 128 + 4 = 132 for an index key.
+    Pages that nobody has written cost no memory: the system gives it when they are touched.
+
+    Args:
+        pages: how many. heads: G. width: D.
+        format: "float32", "bfloat16" or "fp8".
+        plain: the columns at the end of a row that fp8 leaves in bfloat16; of no meaning in the other formats.
+
+    Raises:
+        UserError: a size or format that is none.
+    """
+
+    def __init__(
+        self, pages: int, heads: int, width: int, format: str, *, plain: int = 0, device: torch.device | str = "cpu"
+    ):
+        if format not in FORMATS:
+            raise UserError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+        if min(pages, heads, width) < 1:
+            raise UserError(f"pool: expected at least one page, head and column, got {pages}, {heads} and {width}")
+        if not 0 <= plain <= width:
+            raise UserError(f"plain: expected 0 to {width}, the width of a head, got {plain}")
+        self.pages, self.heads, self.width, self.format, self.plain = pages, heads, width, format, plain
+        coded = width - plain
+        self.groups = -(-coded // GROUP)
+        self.columns = coded + 4 * self.groups + 2 * plain if format == "fp8" else width
+        """Elements of `data` to a head."""
+        self.data = torch.empty(pages * PAGE, heads, self.columns, dtype=FORMATS[format], device=device)
+        """`[slots, G, columns]`"""
+        self.row_bytes = heads * self.columns * self.data.element_size()
+
+    def write(self, slots: Tensor, x: Tensor) -> None:
+        """Puts `x [N,G,D]`, of any float dtype, into the slots int64 `[N]`, no slot twice.
+
+        Raises:
+            UserError: a shape, dtype or slot that does not fit.
+        """
+        _check_slots(slots, self)
+        if x.shape != (len(slots), self.heads, self.width) or not x.is_floating_point():
+            shape = [len(slots), self.heads, self.width]
+            raise UserError(f"x: expected floats [N,G,D] = {shape}, got {x.dtype} {list(x.shape)}")
+        self.data[slots] = _encode(x.float(), self.plain) if self.format == "fp8" else x.to(self.data.dtype)
+
+    def read(self, slots: Tensor) -> Tensor:
+        """The rows of the slots int64 `[n]`, float32 `[n,G,D]`."""
+        _check_slots(slots, self)
+        rows = self.data[slots]
+        return _decode(rows, self.width, self.plain) if self.format == "fp8" else rows.float()
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Makes page `target` what page `source` is."""
+        if not (0 <= source < self.pages and 0 <= target < self.pages):
+            raise UserError(f"page: expected 0 to {self.pages - 1}, got {source} and {target}")
+        pages = self.data.view(self.pages, -1)
+        pages[target] = pages[source]
+
+
+def _check_slots(slots: Tensor, pool: Pool) -> None:
+    if slots.dtype != torch.int64 or slots.dim() != 1:
+        raise UserError(f"slots: expected int64 [N], got {slots.dtype} {list(slots.shape)}")
+    if len(slots) and not (int(slots.min()) >= 0 and int(slots.max()) < pool.pages * PAGE):
+        raise UserError(f"slots: expected 0 to {pool.pages * PAGE - 1}, got {int(slots.min())} to {int(slots.max())}")
+
+
+def _encode(x: Tensor, plain: int) -> Tensor:
+    """float32 `[...,D]` as the bytes of fp8, uint8 `[...,columns]`."""
+    coded = x.shape[-1] - plain
+    codes, scales = [], []
+    for group in x[..., :coded].split(GROUP, -1) if coded else ():
+        scale = (group.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=TINY)
+        codes.append((group / scale).to(torch.float8_e4m3fn).view(torch.uint8))
+        scales.append(scale.view(torch.uint8))
+    return torch.cat([*codes, *scales, x[..., coded:].bfloat16().view(torch.uint8)], -1)
+
+
+def _decode(rows: Tensor, width: int, plain: int) -> Tensor:
+    """The inverse of `_encode`."""
+    coded = width - plain
+    groups = -(-coded // GROUP)
+
+    def part(start: int, size: int, dtype: torch.dtype) -> Tensor:
+        # A view of another element size must begin at one, and PyTorch cannot view what is empty.
+        out = rows.new_empty(*rows.shape[:-1], size)
+        return out.copy_(rows[..., start : start + size]).view(dtype).float() if size else out.float()
+
+    numbers = part(0, coded, torch.float8_e4m3fn)
+    scales = part(coded, 4 * groups, torch.float32).repeat_interleave(GROUP, -1)[..., :coded]
+    return torch.cat([numbers * scales, part(coded + 4 * groups, 2 * plain, torch.bfloat16)], -1)
+
+
+@torch.no_grad()
+def select(index_q: Tensor, index_w: Tensor, pool: Pool, tables: Tensor, row: Tensor, last: Tensor, k: int) -> Tensor:
+    """The k positions of each query that the lightning indexer scores highest.
+
+    Args:
+        index_q: float32 `[N,I,C]`. index_w: float32 `[N,I]`, all scales folded in.
+        pool: the index keys, G = 1, D = C.
+        tables: int32 `[B,P]`. row, last: int32 `[N]`, the sequence and the position of each query.
+        k: how many to keep; may exceed what a query sees.
+
+    Returns:
+        int32 `[N,k]`, ascending, then -1 where a query sees fewer than k positions (it keeps all of them).
+
+    Raises:
+        UserError: a shape, dtype, device, row, position or page that does not fit.
+    """
+    check_kept(k)
+    _check(index_q, "index_q", (None, None, pool.width), "N,I,C", torch.float32)
+    _check(index_w, "index_w", index_q.shape[:2], "N,I", torch.float32)
+    if pool.heads != 1:
+        raise UserError(f"pool: index keys have one head, this pool has {pool.heads}")
+    _check_queries(index_q, (pool,), tables, row, last)
+    out = torch.full((len(index_q), k), -1, dtype=torch.int32, device=index_q.device)
+    for queries, slots in _sequences(tables, row, last):
+        keys = pool.read(slots).transpose(0, 1)
+        for n in queries:
+            spans = Spans(*torch.tensor([0, int(last[n])], device=keys.device).view(2, 1, 1))
+            one = slice(n, n + 1)
+            seen = keys[:, : int(last[n]) + 1]
+            out[n] = reference.select_tokens(index_q[one, None], seen, index_w[one, None], k, spans)[0, 0]
+    return out
+
+
+@torch.no_grad()
+def attend(
+    q: Tensor,
+    keys: Pool,
+    values: Pool | None,
+    tables: Tensor,
+    row: Tensor,
+    last: Tensor,
+    scale: float,
+    indices: Tensor | None = None,
+    value_width: int | None = None,
+) -> Tensor:
+    """Softmax attention of each query over what it sees, or over the positions that were selected for it.
+
+    Args:
+        q: float32 `[N,H,D]`; head h reads key-value head h // (H / G).
+        keys, values: pools of G heads. values None: absorbed multi-head latent attention, G = 1, the values are the
+            first `value_width` columns of the keys.
+        tables: int32 `[B,P]`. row, last: int32 `[N]`, the sequence and the position of each query.
+        scale: of the scores.
+        indices: int32 `[N,K]`, positions up to `last`, none twice in a row; -1 is an empty place. None: every position.
+
+    Returns:
+        float32 `[N,H,Dv]`; zeros for a query that reads nothing.
+
+    Raises:
+        UserError: a shape, dtype, device, row, position, index or page that does not fit.
+    """
+    _check(q, "q", (None, None, keys.width), "N,H,D", torch.float32)
+    if q.shape[1] % keys.heads:
+        raise UserError(f"q: {q.shape[1]} query heads cannot be shared out among {keys.heads} key-value heads")
+    if values is None:
+        if keys.heads != 1 or value_width is None or not 1 <= value_width <= keys.width:
+            raise UserError(
+                "values: None means that they are the first value_width columns of keys of one head; got "
+                f"{keys.heads} heads of width {keys.width}, value_width {value_width}"
+            )
+    elif value_width is not None or values.heads != keys.heads:
+        raise UserError(
+            f"values: expected a pool of {keys.heads} heads as the keys', and no value_width; got {values.heads} heads "
+            f"and value_width {value_width}"
+        )
+    pools = (keys,) if values is None else (keys, values)
+    _check_queries(q, pools, tables, row, last)
+    if indices is not None:
+        _check(indices, "indices", (len(q), None), "N,K", torch.int32)
+        if indices.device != q.device:
+            raise UserError(f"indices: is on {indices.device}, q on {q.device}")
+        if indices.numel() and bool(((indices < -1) | (indices > last[:, None])).any()):
+            raise UserError("indices: expected -1 or a position that the query sees")
+    Dv = values.width if values is not None else value_width
+    out = q.new_zeros(len(q), q.shape[1], Dv)
+    for queries, slots in _sequences(tables, row, last):
+        k = v = None
+        if indices is None:
+            k, v = _rows(keys, values, slots, Dv)
+        for n in queries:
+            if indices is None:
+                seen = (x[:, : int(last[n]) + 1] for x in (k, v))
+            else:
+                seen = _rows(keys, values, slots[indices[n][indices[n] >= 0].long()], Dv)
+            k_n, v_n = seen
+            if k_n.shape[1]:
+                spans = Spans(*torch.tensor([0, k_n.shape[1] - 1], device=q.device).view(2, 1, 1))
+                out[n] = reference.dense_attention(q[n : n + 1, None], k_n, v_n, spans, scale, None)[0][0, 0]
+    return out
+
+
+def _rows(keys: Pool, values: Pool | None, slots: Tensor, Dv: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of the slots as `reference.py` has them, `[1,n,G,D]`."""
+    k = keys.read(slots)[None]
+    return k, k[..., :Dv] if values is None else values.read(slots)[None]
+
+
+def _sequences(tables: Tensor, row: Tensor, last: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+    """The queries of each sequence that stand together, and the slots of the positions that they see."""
+    rows, lasts = row.tolist(), last.tolist()
+    for number, queries in groupby(range(len(rows)), rows.__getitem__):
+        queries = list(queries)
+        positions = torch.arange(max(lasts[n] for n in queries) + 1, device=tables.device)
+        yield queries, tables[number].long()[positions // PAGE] * PAGE + positions % PAGE
+
+
+def _check(x: Tensor, name: str, shape: tuple[int | None, ...], letters: str, dtype: torch.dtype) -> None:
+    same = x.dtype == dtype and x.dim() == len(shape)
+    if not same or any(want not in (None, size) for want, size in zip(shape, x.shape, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        name_of = str(dtype).removeprefix("torch.")
+        raise UserError(f"{name}: expected {name_of} [{letters}] = [{wanted}], got {x.dtype} {list(x.shape)}")
+
+
+def _check_queries(q: Tensor, pools: tuple[Pool, ...], tables: Tensor, row: Tensor, last: Tensor) -> None:
+    _check(tables, "tables", (None, None), "B,P", torch.int32)
+    for name, x in (("row", row), ("last", last)):
+        _check(x, name, q.shape[:1], "N", torch.int32)
+    for name, x in (("tables", tables), ("row", row), ("last", last), *(("pool", pool.data) for pool in pools)):
+        if x.device != q.device:
+            raise UserError(f"{name}: is on {x.device}, the queries on {q.device}")
+    if len(q) == 0:
+        return
+    B, P = tables.shape
+    if int(row.min()) < 0 or int(row.max()) >= B:
+        raise UserError(f"row: expected 0 to {B - 1}, got {int(row.min())} to {int(row.max())}")
+    if int(last.min()) < -1 or int(last.max()) >= P * PAGE:
+        raise UserError(f"last: expected -1 to {P * PAGE - 1}, got {int(last.min())} to {int(last.max())}")
+    pages = min(pool.pages for pool in pools)
+    page = torch.arange(P, device=tables.device)
+    used = tables[row.long()][page * PAGE <= last[:, None]]
+    if used.numel() and not (int(used.min()) >= 0 and int(used.max()) < pages):
+        raise UserError(f"tables: expected pages 0 to {pages - 1}, got {int(used.min())} to {int(used.max())}")
