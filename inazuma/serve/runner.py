@@ -100,7 +100,7 @@ class Batch:
         self, q_NHD: Tensor, keys: Pool, values: Pool | None, scale: float, indices: Tensor | None, value_width: int
     ) -> Tensor:
         """Attention over what was selected, and over everything where a token does not select; `[N,H,value_width]`."""
-        shared = {"scale": scale, "value_width": value_width}
+        shared = {"scale": scale, "value_width": value_width if values is None else None}
         if indices is None:
             return attend(q_NHD, keys, values, self.tables, self.rows_N, self.last_N, **shared)
         if self.selecting is None:
