@@ -4,58 +4,75 @@
 
 #include "interface.h"
 #include "kernels.h"
+#include "linear.h"
 
 namespace inazuma {
 
 extern const Kernels kernels_portable;
+extern const LinearKernels linear_portable;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512vnni;
+extern const LinearKernels linear_avx2, linear_avx512, linear_avx512vnni, linear_avx512bf16;
 #endif
 
 namespace {
 
-bool runs_here(const Kernels& table) {
+struct InstructionSet {
+  const char* name;
+  const Kernels& kernels;
+  const LinearKernels& linear;
+  bool (*runs_here)();
+};
+
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (&table == &kernels_avx512vnni) return runs_here(kernels_avx512) && __builtin_cpu_supports("avx512vnni");
-  if (&table == &kernels_avx512)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (&table == &kernels_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-  return &table == &kernels_portable;
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+bool has_bf16() { return has_vnni() && __builtin_cpu_supports("avx512bf16"); }
+#endif
 
 // Best first.
-const Kernels* const tables[] = {
+const InstructionSet sets[] = {
 #if defined(__x86_64__)
-    &kernels_avx512vnni, &kernels_avx512, &kernels_avx2,
+    {"avx512bf16", kernels_avx512vnni, linear_avx512bf16, has_bf16},
+    {"avx512vnni", kernels_avx512vnni, linear_avx512vnni, has_vnni},
+    {"avx512", kernels_avx512, linear_avx512, has_avx512},
+    {"avx2", kernels_avx2, linear_avx2, has_avx2},
 #endif
-    &kernels_portable};
+    {"portable", kernels_portable, linear_portable, [] { return true; }}};
 
-const Kernels* best() {
-  for (const Kernels* table : tables)
-    if (runs_here(*table)) return table;
-  return &kernels_portable;
+const InstructionSet* find(const char* name) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#endif
+  for (const InstructionSet& set : sets)
+    if ((!name || std::strcmp(set.name, name) == 0) && set.runs_here()) return &set;
+  return nullptr;
 }
 
-std::atomic<const Kernels*> current{best()};
+std::atomic<const InstructionSet*> current{find(nullptr)};
+
+const InstructionSet& in_use() { return *current.load(std::memory_order_relaxed); }
 
 }  // namespace
 
-const Kernels& kernels() { return *current.load(std::memory_order_relaxed); }
+const Kernels& kernels() { return in_use().kernels; }
+
+const LinearKernels& linear_kernels() { return in_use().linear; }
 
 bool use_kernels(const char* name) {
-  for (const Kernels* table : tables)
-    if (std::strcmp(table->name, name) == 0 && runs_here(*table)) {
-      current = table;
-      return true;
-    }
-  return false;
+  const InstructionSet* set = find(name);
+  if (set) current = set;
+  return set;
 }
+
+const char* kernels_name() { return in_use().name; }
 
 }  // namespace inazuma
 
-const char* inazuma_kernels(void) { return inazuma::kernels().name; }
+const char* inazuma_kernels(void) { return inazuma::kernels_name(); }
 
 int inazuma_use_kernels(const char* name) { return inazuma::use_kernels(name); }

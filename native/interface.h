@@ -46,6 +46,42 @@ INAZUMA_API int inazuma_index_loss(const InazumaProblem*, InazumaTensor index_q,
                                    const float* weights, InazumaTensor q, InazumaTensor k, const float* lse,
                                    float* loss, void* dindex_q, void* dindex_k, float* dweights);
 
+// A linear layer y = x W^T + b whose weights lie in panels of INAZUMA_PANEL outputs, zeros where N or K is not whole.
+//   float32   [panel][K][output]
+//   bfloat16  [panel][K / 2][output][2]
+//   int8      [panel][K / 4][output][4], each weight plus 128; a weight is that whole number times its output's scale
+//   int4      [panel][K / INAZUMA_GROUP]: a group's scales [output] and zeros [output] in bfloat16, then
+//             [INAZUMA_GROUP / 8][output][4] bytes of two steps: the low half is input i of eight, the high half i + 4.
+//             A weight is its step times its scale, plus its zero
+// Inputs of int8 and int4 become int8 with one scale for each row. A row's outputs depend on nothing but that row.
+#define INAZUMA_PANEL 32
+#define INAZUMA_GROUP 32
+enum { INAZUMA_FLOAT32, INAZUMA_BFLOAT16, INAZUMA_INT8, INAZUMA_INT4 };
+typedef struct {
+  const uint8_t* panels;
+  const float* scales;  // int8: of the outputs, as many as the panels have; otherwise null
+  const float* bias;    // likewise, or null
+  int64_t N, K;
+  int32_t kind;
+} InazumaLinear;
+
+// x [rows][K], out [rows][N].
+INAZUMA_API int inazuma_linear(const InazumaLinear*, const float* x, int64_t rows, float* out, int32_t threads);
+
+// x [rows][width] += y where y is given; out = x / sqrt(mean(x^2) + eps) * weight.
+INAZUMA_API int inazuma_rms_norm(float* x, const float* y, const float* weight, float eps, int64_t rows, int64_t width,
+                                 float* out, int32_t threads);
+
+// x [rows][2][width], out [rows][width] = silu(x[0]) * x[1].
+INAZUMA_API int inazuma_silu_mul(const float* x, int64_t rows, int64_t width, float* out, int32_t threads);
+
+// Turns pairs of x[row][head][0..2P) by the angles at the row's position, in place: neighbours where interleaved, else
+// i and i + P; the result lies in halves. Positions are int64 where wide, else int32; cos and sin [S][P]. 2: a position
+// is not in 0..S-1, and nothing was done.
+INAZUMA_API int inazuma_rotate(float* x, int64_t rows, int64_t row_stride, int64_t heads, int64_t head_stride,
+                               const void* positions, int32_t wide, const float* cos, const float* sin, int64_t S,
+                               int64_t P, int32_t interleaved, int32_t threads);
+
 // The instruction set in use, and to use another one (0 where this machine or build does not have it).
 INAZUMA_API const char* inazuma_kernels(void);
 INAZUMA_API int inazuma_use_kernels(const char* name);

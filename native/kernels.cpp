@@ -1,36 +1,11 @@
 // The inner loops, written once with the compiler's vector types and compiled once for every instruction set, which
-// INAZUMA_ISA names. Everything here but the table has internal linkage, and no header with code in it is included:
-// the linker could otherwise pick a function compiled for AVX-512 where a smaller machine calls it.
+// INAZUMA_ISA names. Everything here but the table has internal linkage (see lanes.h).
 #include "kernels.h"
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#define LANES 16
-#elif defined(__AVX2__)
-#include <immintrin.h>
-#define LANES 8
-#else
-#define LANES 4
-#endif
+#include "lanes.h"
 
 namespace inazuma {
 namespace {
-
-// L lanes of float32 or int32; a load or store needs no alignment.
-template <int L>
-struct Lanes {
-  typedef float F __attribute__((vector_size(L * 4)));
-  typedef int32_t N __attribute__((vector_size(L * 4)));
-  typedef float FU __attribute__((vector_size(L * 4), aligned(4), may_alias));
-  static inline F load(const float* p) { return *reinterpret_cast<const FU*>(p); }
-  static inline void store(float* p, F x) { *reinterpret_cast<FU*>(p) = x; }
-  static inline F all(float x) { return x - F{}; }
-};
-
-constexpr int VL = LANES;
-using V = Lanes<VL>;
-using F = V::F;
-constexpr float INFINITE = __builtin_inff();
 
 // How many accumulators fit the registers beside what they are made of.
 constexpr int BLOCK = VL == 16 ? 12 : 6;
@@ -49,28 +24,6 @@ inline X relu(X x) {
 template <class X>
 inline X maximum(X a, X b) {
   return a > b ? a : b;
-}
-
-// exp(x), relative error below 2e-7; 0 below -87.3 and for -inf, inf above 88.7. x = n ln 2 + r, and exp(r) by its
-// Taylor polynomial of degree 7 on |r| <= ln 2 / 2, where the next term is below 2^-27.
-template <int L>
-inline typename Lanes<L>::F exponential(typename Lanes<L>::F x) {
-  using X = typename Lanes<L>::F;
-  using N = typename Lanes<L>::N;
-  const X shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the nearest integer is in the low bits
-  const X n = shifted - 12582912.0f;
-  const X r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  X y = r * (1.0f / 5040) + 1.0f / 720;
-  y = y * r + 1.0f / 120;
-  y = y * r + 1.0f / 24;
-  y = y * r + 1.0f / 6;
-  y = y * r + 0.5f;
-  y = y * r + 1.0f;
-  y = y * r + 1.0f;
-  const X power = (X)(((N)shifted - 0x4B400000 + 126) << 23);  // 2^(n-1), so that n = 128 has a float too
-  y = y * power * 2.0f;
-  y = x < -87.3f ? X{} : y;
-  return x > 88.7f ? Lanes<L>::all(INFINITE) : x != x ? x : y;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -514,8 +467,6 @@ void index_gradient(float* products, int n, int P, const float* g, const float* 
 
 }  // namespace
 
-#define TEXT(x) #x
-#define QUOTED(x) TEXT(x)
 #define JOINED(a, b) a##b
 #define TABLE(isa) JOINED(kernels_, isa)
 
@@ -525,7 +476,7 @@ constexpr decltype(Kernels::score_rows) score_rows = nullptr;
 #endif
 
 extern const Kernels TABLE(INAZUMA_ISA) = {
-    QUOTED(INAZUMA_ISA), WIDE * VL, pack,         score,            score_roughly, score_rows,   take,
+    WIDE * VL,           pack,      score,        score_roughly,    score_rows,    take,
     above,               count,     keep_best,    widen,            dots,          combine,      scatter,
     largest,             exponentials, softmax_gradient, add_sums,  index_scores,  index_gradient,
 };

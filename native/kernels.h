@@ -11,8 +11,6 @@
 namespace inazuma {
 
 struct Kernels {
-  const char* name;
-
   // How many keys `score` works on at once.
   int panel;
 
@@ -82,6 +80,9 @@ struct Kernels {
 inline int padded(int N) { return N <= 4 ? 4 : N <= 8 ? 8 : (N + 15) / 16 * 16; }
 
 const Kernels& kernels();
+
+// The name of the instruction set in use.
+const char* kernels_name();
 
 // Uses the instruction set of that name from now on; false where this machine or this build has none such.
 bool use_kernels(const char* name);

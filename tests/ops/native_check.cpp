@@ -264,7 +264,7 @@ int main() {
       {"least",              1,  1,   1,  1, 1,  1,  1, 1,  1,  3, false, false, false, 1},
   };
   std::string names;
-  for (const char* name : {"avx512vnni", "avx512", "avx2", "portable"}) {
+  for (const char* name : {"avx512bf16", "avx512vnni", "avx512", "avx2", "portable"}) {
     if (!inazuma_use_kernels(name)) continue;
     names += std::string(names.empty() ? "" : ", ") + name;
     unsigned seed = 1;

@@ -120,7 +120,7 @@ def available() -> list[str]:
     if cpu.MISSING is not None:
         return []
     before = library.LIBRARY.inazuma_kernels()
-    every = ("avx512vnni", "avx512", "avx2", "portable")
+    every = ("avx512bf16", "avx512vnni", "avx512", "avx2", "portable")
     names = [name for name in every if library.LIBRARY.inazuma_use_kernels(name.encode())]
     library.LIBRARY.inazuma_use_kernels(before)
     return names

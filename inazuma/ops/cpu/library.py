@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,6 +35,29 @@ class Problem(ctypes.Structure):
     )
 
 
+class Linear(ctypes.Structure):
+    """A linear layer with packed weights."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("panels", "scales", "bias")),
+        *((letter, ctypes.c_int64) for letter in ("N", "K")),
+        ("kind", ctypes.c_int32),
+    )
+
+
+_POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
+DIRECT = {
+    "linear": (_POINTER, _POINTER, _LONG, _POINTER, _INT),
+    "rms_norm": (_POINTER, _POINTER, _POINTER, _FLOAT, _LONG, _LONG, _POINTER, _INT),
+    "silu_mul": (_POINTER, _LONG, _LONG, _POINTER, _INT),
+    "rotate": (
+        *(_POINTER, _LONG, _LONG, _LONG, _LONG, _POINTER, _INT),
+        *(_POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
+    ),
+}
+"""Arguments of the functions that are called by themselves (`inazuma.ops.packed`), not as PyTorch operators."""
+
+
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """The library, or None and why it is not there."""
     # An editable install keeps built files apart from the sources: both folders are the package's. `make sanitize`
@@ -60,6 +84,19 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 LIBRARY, MISSING = _load()
+
+
+def function(name: str, *, locked: bool) -> Callable[..., int] | None:
+    """`inazuma_<name>` with the arguments of `DIRECT`, called with Python's lock held or not; None without the library.
+
+    With the lock held no other thread of Python runs meanwhile, but none can keep the caller waiting for it either.
+    """
+    if LIBRARY is None:
+        return None
+    kind = ctypes.PyDLL if locked else ctypes.CDLL
+    found = getattr(kind(LIBRARY._name, handle=LIBRARY._handle), f"inazuma_{name}")
+    found.argtypes, found.restype = DIRECT[name], _INT
+    return found
 
 
 def rows(x: Tensor) -> Rows:
