@@ -1,0 +1,144 @@
+"""The HTTP application: routes, and what stands around them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import inazuma
+from inazuma.serve import chat_completions, completions, decisions, embeddings, errors, responses, tokens
+from inazuma.serve.errors import APIError
+from inazuma.serve.metrics import CONTENT_TYPE, Metrics
+from inazuma.serve.security import Gate, Security
+from inazuma.serve.service import Service
+
+PAGE = Path(__file__).parent / "page"
+_POLICY = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+router = APIRouter()
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    error: ErrorDetail
+
+
+def create_app(service: Service, security: Security | None = None) -> FastAPI:
+    """The API of `service`, behind the gate."""
+    security = security or Security()
+    app = FastAPI(
+        title="inazuma",
+        version=inazuma.__version__,
+        docs_url=None,
+        redoc_url=None,
+        # Naming 4XX keeps FastAPI from documenting a 422 that is never sent.
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
+    )
+    app.state.service = service
+    errors.install(app)
+    for part in (router, completions.router, chat_completions.router, responses.router, embeddings.router):
+        app.include_router(part)
+    app.include_router(decisions.router)
+    app.include_router(tokens.router)
+    # The last one added is the first to see a request.
+    app.add_middleware(Counted, metrics=service.metrics)
+    if security.allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(security.allow_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+        )
+    app.add_middleware(Gate, security=security)
+    return app
+
+
+class Counted:
+    """ASGI middleware: every answer in the metrics, by its route."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics):
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        started, status = time.perf_counter(), 500
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, counted)
+        finally:
+            path = getattr(scope.get("route"), "path", "none")
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self.metrics.http_done(method, path, status, time.perf_counter() - started)
+
+
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """200 when requests are answered; 503 with the reason while they are not."""
+    status = request.app.state.service.status
+    return JSONResponse({"status": status}, 200 if status == "ready" else 503)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """For Prometheus; see `inazuma.serve.metrics`."""
+    return Response(request.app.state.service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> Response:
+    """The one model there is."""
+    return JSONResponse({"object": "list", "data": [_model(request.app.state.service)]})
+
+
+@router.get("/v1/models/{model:path}")
+async def model(model: str, request: Request) -> Response:
+    """A model by its name, which may have slashes."""
+    request.app.state.service.named(model)
+    return JSONResponse(_model(request.app.state.service))
+
+
+def _model(service: Service) -> dict[str, Any]:
+    served = service.ready()
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": service.started,
+        "owned_by": "inazuma",
+        "max_model_len": served.engine.context,
+    }
+
+
+@router.get("/", include_in_schema=False)
+@router.get("/{file}", include_in_schema=False)
+async def page(file: str = "index.html") -> Response:
+    """The chat page."""
+    path = PAGE / file
+    if file.startswith(".") or path.parent != PAGE or not path.is_file():
+        raise APIError(404, "no such route")
+    return FileResponse(path, headers=_POLICY)
