@@ -26,7 +26,8 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     """The assistant's next message, `n` times."""
     call = Call(request, body.model)
     seed = random_seed() if body.seed is None else body.seed
-    turn = _turn(body, call)
+    # Templates, tokenizers and grammars may take their time; other requests go on.
+    turn = await asyncio.to_thread(_turn, body, call)
     head = {
         "id": call.id("chatcmpl"),
         "created": call.created,
@@ -57,6 +58,7 @@ def _turn(body: ChatBody, call: Call) -> Turn:
         parallel_calls=body.parallel_tool_calls is not False,
         effort=body.reasoning_effort,
         options=body.chat_template_kwargs or {},
+        constraint=body.constraint(),
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=bool(body.continue_final_message),
     )

@@ -37,7 +37,8 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     if body.stream and body.echo and body.logprobs is not None:
         raise bad("echo", "echo with logprobs cannot be streamed")
     seed = random_seed() if body.seed is None else body.seed
-    choices = _choices(body, call, seed)
+    # Tokenizers and grammars may take their time; other requests go on.
+    choices = await asyncio.to_thread(_choices, body, call, seed)
     head = {
         "id": call.id("cmpl"),
         "object": "text_completion",
@@ -58,7 +59,8 @@ async def completions(body: CompletionBody, request: Request) -> Response:
 def _choices(body: CompletionBody, call: Call, seed: int) -> list[Choice]:
     prompts = call.served.prompts(body.prompt, "prompt")
     texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    n = body.n or 1
+    n, constraint = body.n or 1, body.constraint()
+    mask = call.served.mask(*constraint) if constraint else None
     choices = []
     for place, prompt in enumerate(prompts):
         # Of a prompt that came as token ids the text is what they decode to.
@@ -71,21 +73,17 @@ def _choices(body: CompletionBody, call: Call, seed: int) -> list[Choice]:
                 call.served.stop_ids,
                 body.logprobs,
                 body.logprobs if body.echo else None,
-                call.served.mask(body),
+                mask.fork() if mask else None,
             )
             choices.append(Choice(place * n + choice, request, given))
     return choices
 
 
 def _text(body: CompletionBody, call: Call, offset: int) -> Text:
-    return Text(
-        call.served.vocabulary, stops=body.stops, stop_ids=call.served.stop_ids, keep_end=True, offset=offset
-    )
+    return Text(call.served.vocabulary, stops=body.stops, stop_ids=call.served.stop_ids, keep_end=True, offset=offset)
 
 
-async def _complete(
-    body: CompletionBody, call: Call, choices: list[Choice], head: dict[str, Any]
-) -> dict[str, Any]:
+async def _complete(body: CompletionBody, call: Call, choices: list[Choice], head: dict[str, Any]) -> dict[str, Any]:
     async def one(choice: Choice) -> tuple[dict[str, Any], Done, int]:
         offset = len(choice.prompt_text) if body.echo else 0
         pieces, tokens = [choice.prompt_text if body.echo else ""], []

@@ -17,15 +17,12 @@ import asyncio
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import Field, StrictBool, StrictStr, model_validator
 from starlette.responses import Response
 
-from inazuma.errors import UserError
-from inazuma.files import read_json
 from inazuma.serve.errors import bad
 from inazuma.serve.request import Done
 from inazuma.serve.request import Request as EngineRequest
@@ -186,9 +183,7 @@ async def _decide(call: Call, messages: list[dict[str, Any]], questions: list[Qu
         prefix = call.served.decision_prompt(messages, question.text())
         answered = [call.served.decision_answer(answer) for answer in question.answers]
         ends = await asyncio.gather(*(_read(call, prefix + tokens) for tokens in answered))
-        scores = [
-            math.fsum(token.logprob for token in done.prompt[len(prefix) :]) / temperature for done in ends
-        ]
+        scores = [math.fsum(token.logprob for token in done.prompt[len(prefix) :]) / temperature for done in ends]
         probabilities.append(softmax(scores))
         reads += ends
     call.record.prompt_tokens = sum(done.prompt_tokens for done in reads)
@@ -207,29 +202,15 @@ def softmax(scores: list[float]) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def read_temperature(folder: Path) -> float:
-    """What `decision.json` in a model folder says: `{"temperature": T}`; 1 without the file.
-
-    Raises:
-        UserError: it says something else.
-    """
-    path = folder / "decision.json"
-    if not path.is_file():
-        return 1.0
-    content = read_json(path)
-    value = content.get("temperature") if isinstance(content, dict) and set(content) == {"temperature"} else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UserError(f'{path}: expected {{"temperature": a number above 0}} and nothing else')
-    return float(value)
-
-
 def _question(question: PredicateQuestion | ChoiceQuestion | ScoreQuestion) -> Question:
     instructions = _plain_content(question.instructions)
     if isinstance(question, PredicateQuestion):
         return Question(f"Is this true? {instructions}", ("yes", "no"), (None, None))
     if isinstance(question, ChoiceQuestion):
         # A string and a boolean of the same text are different choices; JSON tells them apart where it must.
-        texts = [choice.value if isinstance(choice.value, str) else json.dumps(choice.value) for choice in question.choices]
+        texts = [
+            choice.value if isinstance(choice.value, str) else json.dumps(choice.value) for choice in question.choices
+        ]
         if len(set(texts)) < len(texts):
             texts = [json.dumps(choice.value, ensure_ascii=False) for choice in question.choices]
         return Question(instructions, tuple(texts), tuple(choice.description for choice in question.choices))
@@ -241,9 +222,7 @@ def _system_one_question(question: Noul | NamedChoice | Score) -> Question:
     instructions = "" if question.instructions is None else _plain(question.instructions)
     if isinstance(question, Noul):
         criteria = question.criteria or {}
-        described = tuple(
-            None if criteria.get(side) is None else _plain(criteria[side]) for side in ("true", "false")
-        )
+        described = tuple(None if criteria.get(side) is None else _plain(criteria[side]) for side in ("true", "false"))
         return Question(instructions, ("yes", "no"), described)
     if isinstance(question, NamedChoice):
         described = tuple(None if text is None else _plain(text) for text in question.criteria.values())

@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from inazuma.serve.errors import APIError, bad, error_of
-from inazuma.serve.response_items import ResponsesBody, Store, Stored, messages_of, tools_of
+from inazuma.serve.errors import error_of
+from inazuma.serve.response_items import ResponsesBody, Store, Stored, messages_of
 from inazuma.serve.running import EventStream, Run, data, random_seed, seed_of_choice, usage
 from inazuma.serve.schemas import JsonObject
 from inazuma.serve.service import Call, respond
@@ -39,7 +39,7 @@ async def responses(body: ResponsesBody, request: Request) -> Response:
         call,
         body,
         messages=system + messages,
-        tools=tools_of(body.tools),
+        tools=body.chat_tools(),
         tool_choice=choice if isinstance(choice, str) else choice.name if choice else "auto",
         named=choice is not None and not isinstance(choice, str),
         max_tokens=body.max_output_tokens,
@@ -48,6 +48,7 @@ async def responses(body: ResponsesBody, request: Request) -> Response:
         parallel_calls=body.parallel_tool_calls is not False,
         effort=body.reasoning.effort if body.reasoning else None,
         options=body.chat_template_kwargs or {},
+        constraint=body.constraint(),
     )
     answer = _Answer(body, call, turn, seed, with_logprobs)
     run_request = turn.request(seed_of_choice(seed, 0))
@@ -57,6 +58,7 @@ async def responses(body: ResponsesBody, request: Request) -> Response:
             store.put(call.record.owner, Stored(answer.body(), messages + answer.messages()))
 
     if not body.stream:
+
         async def work() -> dict[str, Any]:
             async with call.run(run_request) as run:
                 async for _ in answer.events(run):
@@ -89,7 +91,7 @@ async def responses(body: ResponsesBody, request: Request) -> Response:
 async def retrieve(id: str, request: Request) -> Response:
     """A response that is remembered."""
     request.app.state.service.ready()
-    stored = request.app.state.service.responses.get(request.scope["record"].owner, id, "response_id", status=404)
+    stored = request.app.state.service.responses.get(request.scope["record"].owner, id, "response_id")
     return JSONResponse(stored.body)
 
 
@@ -117,7 +119,6 @@ class _Answer:
         """The events of the stream, without their numbers."""
         yield {"type": "response.created", "response": self.body()}
         yield {"type": "response.in_progress", "response": self.body()}
-        self._reasoning_tokens = 0
         async for said in self._turn.speak(run):
             tokens = said.tokens
             for delta in said.deltas:
@@ -133,7 +134,7 @@ class _Answer:
             "input_tokens": used["prompt_tokens"],
             "input_tokens_details": {**used["prompt_tokens_details"], "cache_write_tokens": 0},
             "output_tokens": used["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self._reasoning_tokens()},
             "total_tokens": used["total_tokens"],
         }
         self._status = "incomplete" if reason == "length" else "completed"
@@ -143,8 +144,7 @@ class _Answer:
         self._status, self._error = "failed", message
 
     def body(self) -> dict[str, Any]:
-        body = self._body
-        return {
+        return self._body.echoed() | {
             "id": self._id,
             "object": "response",
             "created_at": self._call.created,
@@ -152,26 +152,18 @@ class _Answer:
             "background": False,
             "error": None if self._error is None else {"code": "server_error", "message": self._error},
             "incomplete_details": {"reason": "max_output_tokens"} if self._status == "incomplete" else None,
-            "instructions": body.instructions,
-            "max_output_tokens": body.max_output_tokens,
-            "metadata": body.metadata or {},
             "model": self._call.served.name,
             "output": [dict(item) for item in self._items],
-            "parallel_tool_calls": body.parallel_tool_calls is not False,
-            "previous_response_id": body.previous_response_id,
-            "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
             "seed": self._seed,
-            "store": body.store is not False,
             "temperature": self._turn.sampling.temperature,
-            "text": {"format": body.format_as_sent(), "verbosity": "medium"},
-            "tool_choice": body.tool_choice_as_sent(),
-            "tools": [tool.model_dump(exclude_unset=True) | _TOOL_NULLS(tool) for tool in body.tools or ()],
-            "top_logprobs": body.top_logprobs or 0,
             "top_p": self._turn.sampling.top_p,
-            "truncation": "disabled",
             "usage": self._usage,
-            "user": body.user,
         }
+
+    def _reasoning_tokens(self) -> int:
+        """Counted anew from the text; the marks around it are not in it."""
+        texts = [item["content"][0]["text"] for item in self._items if item["type"] == "reasoning"]
+        return sum(len(self._call.served.encode(text, begin=False)) for text in texts)
 
     def messages(self) -> list[dict[str, Any]]:
         """The turn as a chat template reads it, for the next one."""
@@ -207,9 +199,7 @@ class _Answer:
     def _open(self, item: JsonObject, prefix: str) -> list[dict[str, Any]]:
         item |= {"id": self._call.id(prefix).replace("-", "_", 1), "status": "in_progress"}
         self._items.append(item)
-        return [
-            {"type": "response.output_item.added", "output_index": len(self._items) - 1, "item": _copy(item)}
-        ]
+        return [{"type": "response.output_item.added", "output_index": len(self._items) - 1, "item": _copy(item)}]
 
     def _open_text(self, kind: str) -> list[dict[str, Any]]:
         if kind == "reasoning":

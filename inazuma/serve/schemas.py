@@ -7,9 +7,12 @@ effect: `user`, `metadata`, `store`, `service_tier`, `safety_identifier`, `promp
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+from inazuma.serve.errors import bad
 
 JsonObject = dict[str, JsonValue]
 MAX_CHOICES = 16
@@ -74,9 +77,7 @@ class Drawing(Body):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    logit_bias: (
-        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIAS)] | None
-    ) = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIAS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
 
     @field_validator("logit_bias")
@@ -107,6 +108,36 @@ class Writing(Drawing):
     @property
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    def constraint(self) -> tuple[str, Any] | None:
+        """What the text must match: `Grammars`' method and its argument. Raises `APIError` if it is said twice."""
+        structured = self.structured_outputs
+        given = {
+            "json_schema": [self.guided_json, structured and structured.json_],
+            "regex": [self.guided_regex, structured and structured.regex],
+            "choice": [self.guided_choice, structured and structured.choice],
+            "grammar": [self.guided_grammar, structured and structured.grammar],
+            "json_object": [structured and structured.json_object],
+        }
+        form = self.response_format
+        if isinstance(form, JsonObjectFormat):
+            given["json_object"].append(True)
+        elif isinstance(form, JsonSchemaFormat):
+            given["json_schema"].append({} if form.json_schema.schema_ is None else form.json_schema.schema_)
+        said = [(kind, value) for kind, values in given.items() for value in values if value is not None]
+        if len(said) > 1:
+            raise bad("response_format", "several forms of the answer are asked for; give one of them")
+        if not said:
+            if structured is not None:
+                raise bad("structured_outputs", "structured_outputs: names no form")
+            return None
+        [(kind, value)] = said
+        if kind == "json_schema" and isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise bad("guided_json", "guided_json: the text is not JSON") from None
+        return kind, value
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Writing:

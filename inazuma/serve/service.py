@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from inazuma.serve.errors import APIError
 from inazuma.serve.metrics import Metrics
 from inazuma.serve.request import Request as EngineRequest
+from inazuma.serve.response_items import Store
 from inazuma.serve.running import Gone, Run, while_connected
 from inazuma.serve.security import Record
 from inazuma.serve.served import Served
@@ -35,11 +36,12 @@ class Service:
         self.stopping = False
         self.log_prompts = log_prompts
         self.metrics = Metrics(lambda: self.served.engine.metrics() if self.served else {})
+        self.responses = Store()
         self.started = int(time.time())
 
     @property
     def status(self) -> str:
-        """"ready", or why it is not."""
+        """ "ready", or why it is not."""
         if self.stopping:
             return "stopping"
         if self.failure is not None:

@@ -20,7 +20,7 @@ async def tokenize(body: TokenizeBody, request: Request) -> Response:
     """Token ids of a prompt, or of messages in the model's chat template."""
     served = Call(request, body.model).served
     if body.messages is not None:
-        ids = served.chat_prompt(
+        _, ids = served.chat(
             [message.plain() for message in body.messages],
             [tool.model_dump(exclude_none=True) for tool in body.tools or ()],
             add_generation_prompt=body.add_generation_prompt,
@@ -49,7 +49,7 @@ async def selection(body: SelectionBody, request: Request) -> Response:
     reads all. `counts` says of each position how many layers selected it."""
     call = Call(request, body.model)
     if body.messages is not None:
-        ids = call.served.chat_prompt([message.plain() for message in body.messages], [])
+        _, ids = call.served.chat([message.plain() for message in body.messages])
     else:
         [ids] = call.served.prompts(body.prompt if body.tokens is None else body.tokens, "tokens")
     position = len(ids) - 1 if body.position is None else body.position

@@ -81,9 +81,7 @@ class Text:
         return shown
 
     def _carried(self) -> list[Placed]:
-        count = next(
-            (i for i, placed in enumerate(self._pending) if placed.offset >= self._shown), len(self._pending)
-        )
+        count = next((i for i, placed in enumerate(self._pending) if placed.offset >= self._shown), len(self._pending))
         carried, self._pending = self._pending[:count], self._pending[count:]
         return carried
 
