@@ -74,7 +74,7 @@ def error_of(exception: BaseException) -> APIError:
 
 
 def install(app: FastAPI) -> None:
-    """Every error of `app` gets OpenAI's body; FastAPI's 422 becomes 400."""
+    """Every error of `app` gets OpenAI's body; FastAPI's 422 becomes 400. What nobody foresaw, the gate answers."""
 
     async def respond(_: Request, exception: Exception) -> JSONResponse:
         return error_of(exception).response()
@@ -89,7 +89,7 @@ def install(app: FastAPI) -> None:
     async def invalid(_: Request, exception: RequestValidationError) -> JSONResponse:
         return validation_error(exception.errors(), exception.body).response()
 
-    for kind in (Busy, TooLong, UserError, Exception):
+    for kind in (Busy, TooLong, UserError):
         app.add_exception_handler(kind, respond)
     app.add_exception_handler(StarletteHTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid)
@@ -104,6 +104,8 @@ def validation_error(errors: Sequence[Mapping[str, Any]], body: Any) -> APIError
         return APIError(400, "the body must be a JSON object", code="invalid_type")
     named = [(_path(error, body), error) for error in errors]
     depth = max(len(path) for path, _ in named)
+    # A wrong kind of thing lacks fields too: its kind is what is wrong.
+    named.sort(key=lambda one: one[1]["type"] != "literal_error")
     path, first = next((path, error) for path, error in named if len(path) == depth)
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
     code = _PYDANTIC_CODES.get(first["type"], "invalid_type" if first["type"].endswith("_type") else "invalid_value")

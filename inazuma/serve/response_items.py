@@ -61,7 +61,7 @@ class OutputItem(Body):
 
 class ReasoningItem(Body):
     type: Literal["reasoning"]
-    summary: list[Part] = []
+    summary: list[Part] = Field(default_factory=list)
     content: list[Part] | None = None
     encrypted_content: None = None
     id: str | None = None

@@ -21,7 +21,7 @@ from urllib.parse import quote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inazuma.errors import UserError
-from inazuma.serve.errors import APIError
+from inazuma.serve.errors import APIError, error_of
 
 log = logging.getLogger("inazuma.serve.access")
 
@@ -69,12 +69,12 @@ class Gate:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         record = scope["record"] = Record()
-        status = 500
+        status, started = 500, False
 
         async def counted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, started = message["status"], True
                 message.setdefault("headers", []).extend(_HEADERS)
             await send(message)
 
@@ -87,6 +87,11 @@ class Gate:
             await error.response()(scope, receive, counted)
         except _Gone:
             status = 499
+        except Exception as error:
+            response = error_of(error).response()
+            if started:  # too late to say so; the connection is closed
+                raise
+            await response(scope, receive, counted)
         finally:
             seconds = time.perf_counter() - record.started
             path = quote(scope["path"], safe="/:@~")

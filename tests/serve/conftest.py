@@ -30,7 +30,8 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 THINKING = CHATML.replace(
-    "assistant\n", "assistant\n{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>{% endif %}"
+    "assistant\n",
+    "assistant\n{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>{% endif %}",
 )
 TEXT = "the capital of France is Paris; the capital of Japan is Tokyo. yes no true false " * 4
 
@@ -74,6 +75,14 @@ class Live:
         with self.http() as client:
             return client.post(path, json=body, **options)
 
+    def post_text(self, path: str, body: str | bytes, headers=None) -> httpx2.Response:
+        with self.http() as client:
+            return client.post(path, content=body, headers={"content-type": "application/json"} | (headers or {}))
+
+    def get(self, path: str, **options) -> httpx2.Response:
+        with self.http() as client:
+            return client.get(path, **options)
+
     def ids(self, text: str) -> list[int]:
         return self.served.encode(text, begin=False)
 
@@ -86,7 +95,7 @@ class Live:
 def serving(folder: Path, security: Security | None = None, **options) -> Iterator[Live]:
     import inazuma
 
-    engine = StandIn(inazuma.load(folder))
+    engine = StandIn(inazuma.load(folder), context=1000)
     service = Service(**options)
     server = Server(service, security or Security(), grace=0.5)
     listener = listen("127.0.0.1", 0)
@@ -121,6 +130,7 @@ def _live(folder) -> Iterator[Live]:
 @pytest.fixture
 def live(_live) -> Live:
     _live.engine.say, _live.engine.step_seconds, _live.engine.fail = [], 0.0, False
+    _live.engine.context = 1000
     _live.engine.requests.clear()
     return _live
 

@@ -151,7 +151,7 @@ class StandIn:
             if len(written) < len(say):
                 likely[say[len(written)]] += 1000
             token = draw(likely, request, written)
-            if request.mask is not None:
+            if request.mask is not None and token not in request.stop_ids:
                 assert request.mask.accept(token)
             first = first or time.perf_counter() - stream.started
             written.append(token)
