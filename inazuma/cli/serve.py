@@ -82,6 +82,8 @@ def _serve(arguments: argparse.Namespace, security) -> None:
     from inazuma.serve.served import Served
     from inazuma.serve.server import Server, address, listen
 
+    memory = _size("--memory", arguments.memory)
+    cache_memory = _size("--cache-memory", arguments.cache_memory)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("inazuma").setLevel(logging.INFO)
     listener = listen(arguments.host, arguments.port)
@@ -95,8 +97,8 @@ def _serve(arguments: argparse.Namespace, security) -> None:
             arguments.model,
             context=arguments.context,
             quantize=arguments.quantize,
-            memory=_size("--memory", arguments.memory),
-            cache_memory=_size("--cache-memory", arguments.cache_memory),
+            memory=memory,
+            cache_memory=cache_memory,
             cache_format=arguments.cache_format,
         )
         return Served.read(arguments.model, name, engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import inazuma
 from inazuma.serve import chat_completions, completions, decisions, embeddings, errors, responses, tokens
-from inazuma.serve.errors import APIError
 from inazuma.serve.metrics import CONTENT_TYPE, Metrics
 from inazuma.serve.security import Gate, Security
 from inazuma.serve.service import Service
@@ -46,6 +46,7 @@ def create_app(service: Service, security: Security | None = None) -> FastAPI:
         version=inazuma.__version__,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         # Naming 4XX keeps FastAPI from documenting a 422 that is never sent.
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
@@ -55,6 +56,8 @@ def create_app(service: Service, security: Security | None = None) -> FastAPI:
         app.include_router(part)
     app.include_router(decisions.router)
     app.include_router(tokens.router)
+    pages, paths = _page()
+    app.include_router(pages)
     # The last one added is the first to see a request.
     app.add_middleware(Counted, metrics=service.metrics)
     if security.allow_origins:
@@ -64,7 +67,8 @@ def create_app(service: Service, security: Security | None = None) -> FastAPI:
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
         )
-    app.add_middleware(Gate, security=security)
+    # Whether the server is up needs no key, nor does the page, which asks for it.
+    app.add_middleware(Gate, security=security, open_paths=["/health", *paths])
     return app
 
 
@@ -133,11 +137,12 @@ def _model(service: Service) -> dict[str, Any]:
     }
 
 
-@router.get("/", include_in_schema=False)
-@router.get("/{file}", include_in_schema=False)
-async def page(file: str = "index.html") -> Response:
-    """The chat page."""
-    path = PAGE / file
-    if file.startswith(".") or path.parent != PAGE or not path.is_file():
-        raise APIError(404, "no such route")
-    return FileResponse(path, headers=_POLICY)
+def _page() -> tuple[APIRouter, list[str]]:
+    """Routes to the files of the chat page, and their paths."""
+    pages, paths = APIRouter(), []
+    for file in sorted(PAGE.iterdir()) if PAGE.is_dir() else ():
+        path = "/" if file.name == "index.html" else f"/{file.name}"
+        answer = partial(FileResponse, file, headers=_POLICY)
+        pages.add_api_route(path, answer, include_in_schema=False, response_class=FileResponse)
+        paths.append(path)
+    return pages, paths

@@ -27,6 +27,7 @@ from inazuma.serve.errors import bad
 from inazuma.serve.request import Done
 from inazuma.serve.request import Request as EngineRequest
 from inazuma.serve.schemas import Body, JsonObject
+from inazuma.serve.served import Served
 from inazuma.serve.service import Call, respond
 
 router = APIRouter()
@@ -180,14 +181,19 @@ async def _decide(call: Call, messages: list[dict[str, Any]], questions: list[Qu
     reads: list[Done] = []
     probabilities = []
     for question in questions:
-        prefix = call.served.decision_prompt(messages, question.text())
-        answered = [call.served.decision_answer(answer) for answer in question.answers]
+        prefix, answered = await asyncio.to_thread(_tokens, call.served, messages, question)
         ends = await asyncio.gather(*(_read(call, prefix + tokens) for tokens in answered))
         scores = [math.fsum(token.logprob for token in done.prompt[len(prefix) :]) / temperature for done in ends]
         probabilities.append(softmax(scores))
         reads += ends
     call.record.prompt_tokens = sum(done.prompt_tokens for done in reads)
     return reply(probabilities, reads)
+
+
+def _tokens(served: Served, messages: list[dict[str, Any]], question: Question) -> tuple[list[int], list[list[int]]]:
+    """The prompt of a question, and what each answer adds to it."""
+    prompt = served.decision_prompt(messages, question.text())
+    return prompt, [served.decision_answer(answer) for answer in question.answers]
 
 
 async def _read(call: Call, prompt: list[int]) -> Done:

@@ -31,7 +31,7 @@ async def embeddings(body: EmbeddingBody, request: Request) -> Response:
 
 
 async def _embed(body: EmbeddingBody, call: Call) -> dict[str, Any]:
-    prompts = call.served.prompts(body.input, "input")
+    prompts = await asyncio.to_thread(call.served.prompts, body.input, "input")
     reads = await asyncio.gather(*(_read(call, prompt) for prompt in prompts))
     width = len(reads[0].hidden)
     if body.dimensions not in (None, width):

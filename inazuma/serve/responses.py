@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -35,7 +36,9 @@ async def responses(body: ResponsesBody, request: Request) -> Response:
     seed = random_seed() if body.seed is None else body.seed
     with_logprobs = body.top_logprobs is not None or "message.output_text.logprobs" in (body.include or ())
     choice = body.tool_choice
-    turn = Turn(
+    # Templates, tokenizers and grammars may take their time; other requests go on.
+    turn = await asyncio.to_thread(
+        Turn,
         call,
         body,
         messages=system + messages,

@@ -6,14 +6,15 @@ key, the rate, the media type and the size of the body. It also counts and logs 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
+import json
 import logging
 import re
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -25,8 +26,8 @@ from inazuma.serve.errors import APIError, error_of
 
 log = logging.getLogger("inazuma.serve.access")
 
-OPEN_PATHS = ("/health", "/", "/index.html", "/app.js", "/style.css", "/favicon.ico")
-"""What needs no key: whether the server is up, and the page, which asks for the key itself."""
+BODY_SECONDS = 60
+"""In which a body must arrive."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,12 @@ class Record:
 class Gate:
     """ASGI middleware; `scope["record"]` is the request's `Record`."""
 
-    def __init__(self, app: ASGIApp, security: Security):
+    def __init__(self, app: ASGIApp, security: Security, open_paths: Collection[str] = ()):
         self.app, self.security = app, security
+        self._open_paths = frozenset(open_paths)
         self._keys = [key.encode() for key in security.keys]
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: dict[str, tuple[float, float]] = {}
+        """Of each owner: requests left, and when that was."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,7 +84,12 @@ class Gate:
         try:
             self._check(scope, record)
             if scope["method"] in ("POST", "PUT", "PATCH"):
-                receive = _replay(await self._body(scope, receive), receive)
+                try:
+                    async with asyncio.timeout(BODY_SECONDS):
+                        body = await self._body(scope, receive)
+                except TimeoutError:
+                    raise APIError(408, f"the body did not arrive within {BODY_SECONDS} seconds") from None
+                receive = _replay(body, receive)
             await self.app(scope, receive, counted)
         except APIError as error:
             await error.response()(scope, receive, counted)
@@ -104,7 +112,7 @@ class Gate:
         if security.loopback and not self._keys and not is_loopback(_host(headers.get(b"host", b"").decode("latin-1"))):
             raise APIError(403, "the Host header is not a loopback address (protection against DNS rebinding)")
         preflight = scope["method"] == "OPTIONS" and b"access-control-request-method" in headers
-        if self._keys and path not in OPEN_PATHS and not preflight:
+        if self._keys and path not in self._open_paths and not preflight:
             record.owner = self._owner(headers.get(b"authorization", b""))
         if security.per_minute is not None and scope["method"] == "POST":
             self._take(record.owner)
@@ -152,7 +160,19 @@ class Gate:
         # A form or plain text can be sent by any web page without asking first; JSON cannot.
         if body and kind != b"application/json":
             raise APIError(415, "the body must be JSON: Content-Type: application/json")
+        _check_text(body)
         return bytes(body)
+
+
+def _check_text(body: bytearray) -> None:
+    """JSON can spell half a surrogate pair, which is no text: nothing behind the gate could write it."""
+    if b"\\ud" in body or b"\\uD" in body:
+        try:
+            json.dumps(json.loads(body), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise APIError(400, "the body has half a surrogate pair in a text", code="invalid_json") from None
+        except (ValueError, RecursionError):
+            pass  # not JSON at all: whoever parses it says so
 
 
 class _Gone(Exception):

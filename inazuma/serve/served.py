@@ -69,7 +69,7 @@ class Served:
         generation = read_json(path) if path.is_file() else {}
         ends = generation.get("eos_token_id")
         ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-        return cls(
+        served = cls(
             name=name,
             engine=engine,
             config=config,
@@ -82,6 +82,8 @@ class Served:
             decision_temperature=_decision_temperature(folder),
             fingerprint=_fingerprint(folder),
         )
+        _ = served.vocabulary  # made here, where nobody waits
+        return served
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -32,6 +32,7 @@ class Server(uvicorn.Server):
             server_header=False,
             timeout_graceful_shutdown=int(grace) + 5,
             lifespan="off",
+            http="h11",
         )
         super().__init__(config)
         self.service, self.grace = service, grace

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from inazuma.serve.errors import bad
 from inazuma.serve.request import Request as EngineRequest
 from inazuma.serve.schemas import DetokenizeBody, SelectionBody, TokenizeBody
+from inazuma.serve.served import Served
 from inazuma.serve.service import Call, respond
 
 router = APIRouter()
@@ -18,7 +20,10 @@ router = APIRouter()
 @router.post("/tokenize")
 async def tokenize(body: TokenizeBody, request: Request) -> Response:
     """Token ids of a prompt, or of messages in the model's chat template."""
-    served = Call(request, body.model).served
+    return JSONResponse(await asyncio.to_thread(_tokenize, body, Call(request, body.model).served))
+
+
+def _tokenize(body: TokenizeBody, served: Served) -> dict[str, Any]:
     if body.messages is not None:
         _, ids = served.chat(
             [message.plain() for message in body.messages],
@@ -32,7 +37,7 @@ async def tokenize(body: TokenizeBody, request: Request) -> Response:
     answer: dict[str, Any] = {"count": len(ids), "max_model_len": served.engine.context, "tokens": ids}
     if body.return_token_strs:
         answer["token_strs"] = [served.token_text(token) for token in ids]
-    return JSONResponse(answer)
+    return answer
 
 
 @router.post("/detokenize")

@@ -30,7 +30,7 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def test_a_key_is_needed(guarded):
-    for headers in ({}, bearer("third"), bearer(""), {"Authorization": "first"}, {"Authorization": "Basic first"}):
+    for headers in ({}, bearer("third"), bearer("firs"), {"Authorization": "first"}, {"Authorization": "Basic first"}):
         response = guarded.post("/v1/completions", COMPLETION, headers=headers)
         told(response, 401, "invalid_api_key")
         assert response.headers["www-authenticate"] == "Bearer"

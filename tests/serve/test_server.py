@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 
@@ -78,6 +81,53 @@ def test_stopping_lets_short_answers_end_and_tells_the_long_ones(folder):
     assert 0.4 < time.monotonic() - started < 3, "half a second of grace"
     with pytest.raises(httpx2.ConnectError):
         live.get("/health")
+
+
+PROGRAM = """
+import sys, types
+loading = types.ModuleType("inazuma.serve.loading")
+def load_engine(path, **options):
+    import inazuma
+    from tests.serve.stand_in import StandIn
+    assert options == dict(
+        context=99, quantize="none", memory=None, cache_memory=2_000_000_000, cache_format="fp8"
+    )
+    engine = StandIn(inazuma.load(path))
+    engine.step_seconds = 0.05
+    return engine
+loading.load_engine = load_engine
+sys.modules["inazuma.serve.loading"] = loading
+from inazuma.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_command_serves_until_it_is_told_to_stop(folder):
+    arguments = ["serve", folder, "--port", "0", "--context", "99", "--quantize", "none", "--cache-memory", "2GB"]
+    arguments += ["--cache-format", "fp8", "--name", "a/b", "--grace", "30", "--api-key", "k"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("a/b is served at http://127.0.0.1:"), process.stderr.read()
+        client = openai.OpenAI(base_url=f"{line.split()[-1]}/v1", api_key="k", max_retries=0)
+        options = {"model": "a/b", "prompt": "the", "temperature": 0, "logit_bias": {"0": -100, "301": -100}}
+        assert client.completions.create(**options, max_tokens=3).usage.completion_tokens == 3
+        stream = client.completions.create(**options, max_tokens=200, stream=True)
+        next(iter(stream))
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None, "the answer that runs is waited for"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(2) == 130, "the second signal ends it"
+        logged = process.stderr.read()
+        assert "POST /v1/completions 200 2+3 tokens" in logged and "Traceback" not in logged
+    finally:
+        process.kill()
 
 
 def test_models(live, client):
