@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from inazuma.cli.generate import _bytes
+from inazuma.cli.generate import parse_size
 from inazuma.errors import UserError
 
 SUMMARY = "answer over HTTP as OpenAI's API does, with a model on this machine"
@@ -82,8 +82,8 @@ def _serve(arguments: argparse.Namespace, security) -> None:
     from inazuma.serve.served import Served
     from inazuma.serve.server import Server, address, listen
 
-    memory = _size("--memory", arguments.memory)
-    cache_memory = _size("--cache-memory", arguments.cache_memory)
+    memory = arguments.memory and parse_size("--memory", arguments.memory)
+    cache_memory = arguments.cache_memory and parse_size("--cache-memory", arguments.cache_memory)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("inazuma").setLevel(logging.INFO)
     listener = listen(arguments.host, arguments.port)
@@ -105,15 +105,6 @@ def _serve(arguments: argparse.Namespace, security) -> None:
 
     server = Server(Service(log_prompts=arguments.log_prompts), security, grace=arguments.grace)
     server.serve_on(listener, load, lambda: print(f"{name} is served at {where}", flush=True))
-
-
-def _size(option: str, size: str | None) -> int | None:
-    if size is None:
-        return None
-    try:
-        return _bytes(size)
-    except UserError as error:
-        raise UserError(str(error).replace("--memory", option)) from None
 
 
 def _per_minute(limit: str | None) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from functools import partial
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ def create_app(service: Service, security: Security | None = None) -> FastAPI:
     app.include_router(pages)
     # The last one added is the first to see a request.
     app.add_middleware(Counted, metrics=service.metrics)
+    # Whether the server is up needs no key, nor does the page, which asks for it.
+    app.add_middleware(Gate, security=security, open_paths=["/health", *paths])
     if security.allow_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -67,8 +69,6 @@ def create_app(service: Service, security: Security | None = None) -> FastAPI:
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
         )
-    # Whether the server is up needs no key, nor does the page, which asks for it.
-    app.add_middleware(Gate, security=security, open_paths=["/health", *paths])
     return app
 
 
@@ -142,7 +142,13 @@ def _page() -> tuple[APIRouter, list[str]]:
     pages, paths = APIRouter(), []
     for file in sorted(PAGE.iterdir()) if PAGE.is_dir() else ():
         path = "/" if file.name == "index.html" else f"/{file.name}"
-        answer = partial(FileResponse, file, headers=_POLICY)
-        pages.add_api_route(path, answer, include_in_schema=False, response_class=FileResponse)
+        pages.add_api_route(path, _file(file), include_in_schema=False)
         paths.append(path)
     return pages, paths
+
+
+def _file(path: Path) -> Callable[[], Awaitable[Response]]:
+    async def answer() -> Response:
+        return FileResponse(path, headers=_POLICY)
+
+    return answer

@@ -9,18 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
+from pydantic import Field
 from starlette.responses import Response
 
 from inazuma.serve.errors import bad
 from inazuma.serve.request import Done
 from inazuma.serve.request import Request as EngineRequest
-from inazuma.serve.schemas import EmbeddingBody
+from inazuma.serve.schemas import Body, Prompts
 from inazuma.serve.service import Call, respond
 
 router = APIRouter()
+
+
+class EmbeddingBody(Body):
+    """`POST /v1/embeddings`"""
+
+    model: str
+    input: Prompts
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None
 
 
 @router.post("/v1/embeddings")

@@ -148,18 +148,20 @@ class Writing(Drawing):
 
 _NonEmpty = Annotated[str, Field(min_length=1, max_length=1000)]
 Stop = _NonEmpty | Annotated[list[_NonEmpty], Field(max_length=MAX_STOPS)] | None
-_Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Prompts = (
+    str
+    | Ids
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
+)
+"""One or several texts, as text or as token ids."""
 
 
 class CompletionBody(Writing):
     """`POST /v1/completions`"""
 
-    prompt: (
-        str
-        | _Ids
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[_Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
-    )
+    prompt: Prompts
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     """Default: 16, as OpenAI's."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
@@ -305,64 +307,6 @@ class ChatBody(Writing):
     @property
     def limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-
-class EmbeddingBody(Body):
-    """`POST /v1/embeddings`"""
-
-    model: str
-    input: (
-        str
-        | _Ids
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[_Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
-    )
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1)] | None = None
-    user: str | None = None
-
-
-class TokenizeBody(Body):
-    """`POST /tokenize`: a prompt, or messages as a chat would put them."""
-
-    model: str | None = None
-    prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
-    chat_template_kwargs: JsonObject | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    add_special_tokens: bool | None = None
-    return_token_strs: bool | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> TokenizeBody:
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give either prompt or messages")
-        return self
-
-
-class DetokenizeBody(Body):
-    """`POST /detokenize`"""
-
-    model: str | None = None
-    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=1 << 20)]
-
-
-class SelectionBody(Body):
-    """`POST /inazuma/selection`: a text, and a token of it (default: the last one)."""
-
-    model: str | None = None
-    prompt: str | None = None
-    tokens: _Ids | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    position: Annotated[int, Field(ge=0)] | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> SelectionBody:
-        if sum(given is not None for given in (self.prompt, self.tokens, self.messages)) != 1:
-            raise ValueError("give one of prompt, tokens and messages")
-        return self
 
 
 Writing.model_rebuild()

@@ -1,7 +1,7 @@
 """Who may ask what of the server, before any of it is parsed: the gate in front of the API.
 
-It is the outermost layer: a request that is refused here costs next to nothing. In order: the `Host` header, the API
-key, the rate, the media type and the size of the body. It also counts and logs each request, in one line.
+It is the outermost layer but for CORS: a request that is refused here costs next to nothing. In order: the `Host`
+header, the API key, the rate, the size of the body and its media type. It also logs each request, in one line.
 """
 
 from __future__ import annotations
@@ -111,8 +111,7 @@ class Gate:
         security, path = self.security, scope["path"]
         if security.loopback and not self._keys and not is_loopback(_host(headers.get(b"host", b"").decode("latin-1"))):
             raise APIError(403, "the Host header is not a loopback address (protection against DNS rebinding)")
-        preflight = scope["method"] == "OPTIONS" and b"access-control-request-method" in headers
-        if self._keys and path not in self._open_paths and not preflight:
+        if self._keys and path not in self._open_paths:
             record.owner = self._owner(headers.get(b"authorization", b""))
         if security.per_minute is not None and scope["method"] == "POST":
             self._take(record.owner)

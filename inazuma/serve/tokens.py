@@ -3,18 +3,62 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
+from pydantic import Field, model_validator
 from starlette.responses import JSONResponse, Response
 
 from inazuma.serve.errors import bad
 from inazuma.serve.request import Request as EngineRequest
-from inazuma.serve.schemas import DetokenizeBody, SelectionBody, TokenizeBody
+from inazuma.serve.schemas import MAX_TOOLS, Body, Ids, JsonObject, Message, Tool
 from inazuma.serve.served import Served
 from inazuma.serve.service import Call, respond
 
 router = APIRouter()
+
+
+class TokenizeBody(Body):
+    """`POST /tokenize`: a prompt, or messages as a chat would put them."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    chat_template_kwargs: JsonObject | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> TokenizeBody:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        return self
+
+
+class DetokenizeBody(Body):
+    """`POST /detokenize`"""
+
+    model: str | None = None
+    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=1 << 20)]
+
+
+class SelectionBody(Body):
+    """`POST /inazuma/selection`: a text, and a token of it (default: the last one)."""
+
+    model: str | None = None
+    prompt: str | None = None
+    tokens: Ids | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    position: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> SelectionBody:
+        if sum(given is not None for given in (self.prompt, self.tokens, self.messages)) != 1:
+            raise ValueError("give one of prompt, tokens and messages")
+        return self
 
 
 @router.post("/tokenize")

@@ -77,6 +77,9 @@ def test_other_origins(guarded):
         assert "access-control-allow-origin" not in refused.headers
         answered = http.post("/v1/completions", json=COMPLETION, headers=bearer("first") | {"Origin": ask["Origin"]})
         assert answered.headers["access-control-allow-origin"] == "http://page.example"
+        unknown = http.post("/v1/completions", json=COMPLETION, headers={"Origin": ask["Origin"]})
+        assert unknown.status_code == 401, "a page may read why it is refused"
+        assert unknown.headers["access-control-allow-origin"] == "http://page.example"
 
 
 def test_no_cors_by_default(live):

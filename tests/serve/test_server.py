@@ -187,6 +187,19 @@ def test_selection_is_the_indexers(live):
     assert len(live.post("/inazuma/selection", {"messages": [{"role": "user", "content": "x"}]}).json()["layers"]) == 3
 
 
+def test_the_page(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("inazuma.serve.app.PAGE", tmp_path)
+    (tmp_path / "index.html").write_text("<title>page</title>")
+    (tmp_path / "app.js").write_text("1")
+    with serving(folder, Security(keys=("k",), loopback=False)) as live:
+        page = live.get("/?status_code=500")
+        assert page.status_code == 200 and page.text == "<title>page</title>"
+        assert page.headers["content-type"].startswith("text/html")
+        assert page.headers["content-security-policy"].startswith("default-src 'self'")
+        assert "javascript" in live.get("/app.js").headers["content-type"]
+        assert live.get("/index.html", headers={"Authorization": "Bearer k"}).status_code == 404
+
+
 def test_metrics_count(folder):
     with serving(folder) as live:
         live.client().completions.create(model=NAME, prompt="the", max_tokens=5, temperature=0)
