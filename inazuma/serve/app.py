@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import inazuma
@@ -51,6 +52,7 @@ def create_app(service: Service, security: Security | None = None) -> FastAPI:
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     app.state.service = service
+    app.openapi = lambda: _document(app, service)
     errors.install(app)
     for part in (router, completions.router, chat_completions.router, responses.router, embeddings.router):
         app.include_router(part)
@@ -70,6 +72,19 @@ def create_app(service: Service, security: Security | None = None) -> FastAPI:
             allow_headers=["*"],
         )
     return app
+
+
+def _document(app: FastAPI, service: Service) -> dict[str, Any]:
+    """The OpenAPI document. Once the model is there, its name is the only value that `model` may have."""
+    if app.openapi_schema is not None:
+        return app.openapi_schema
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    if service.served is not None:
+        for schema in document["components"]["schemas"].values():
+            if schema.get("properties", {}).get("model", {}).get("type") == "string":
+                schema["properties"]["model"]["enum"] = [service.served.name]
+        app.openapi_schema = document
+    return document
 
 
 class Counted:
@@ -107,7 +122,7 @@ async def health(request: Request) -> Response:
     return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """For Prometheus; see `inazuma.serve.metrics`."""
     return Response(request.app.state.service.metrics.text(), media_type=CONTENT_TYPE)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from inazuma.serve.request import Done
-from inazuma.serve.running import DONE, EventStream, Run, data, merge, random_seed, seed_of_choice, usage
+from inazuma.serve.running import DONE, STREAMED, EventStream, Run, data, merge, random_seed, seed_of_choice, usage
 from inazuma.serve.schemas import ChatBody, NamedTool
 from inazuma.serve.service import Call, respond
 from inazuma.serve.stream_parser import Content, Reasoning, ToolStart
@@ -21,7 +21,7 @@ from inazuma.serve.writing import Said, chat_logprobs
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=STREAMED)
 async def chat_completions(body: ChatBody, request: Request) -> Response:
     """The assistant's next message, `n` times."""
     call = Call(request, body.model)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from inazuma.serve.errors import bad
 from inazuma.serve.request import Done
 from inazuma.serve.request import Request as EngineRequest
-from inazuma.serve.running import DONE, EventStream, Run, data, merge, random_seed, seed_of_choice, usage
+from inazuma.serve.running import DONE, STREAMED, EventStream, Run, data, merge, random_seed, seed_of_choice, usage
 from inazuma.serve.schemas import MAX_CHOICES, CompletionBody
 from inazuma.serve.service import Call, respond
 from inazuma.serve.writing import Placed, Text, legacy_logprobs, write
@@ -30,7 +30,7 @@ class Choice(NamedTuple):
     prompt_text: str
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=STREAMED)
 async def completions(body: CompletionBody, request: Request) -> Response:
     """Continues each prompt `n` times; the same seed gives the same texts, whatever else is asked for."""
     call = Call(request, body.model)

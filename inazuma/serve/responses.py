@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from inazuma.serve.errors import error_of
 from inazuma.serve.response_items import ResponsesBody, Store, Stored, messages_of
-from inazuma.serve.running import EventStream, Run, data, random_seed, seed_of_choice, usage
+from inazuma.serve.running import STREAMED, EventStream, Run, data, random_seed, seed_of_choice, usage
 from inazuma.serve.schemas import JsonObject
 from inazuma.serve.service import Call, respond
 from inazuma.serve.stream_parser import Content, Delta, Reasoning, ToolStart
@@ -22,7 +22,7 @@ from inazuma.serve.writing import Placed, chat_logprobs
 router = APIRouter()
 
 
-@router.post("/v1/responses")
+@router.post("/v1/responses", responses=STREAMED)
 async def responses(body: ResponsesBody, request: Request) -> Response:
     """The model's next turn. With `store` (the default) it can be continued by `previous_response_id` while this
     server remembers it: the newest thousand are kept, in memory alone."""

@@ -189,6 +189,10 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+STREAMED = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
+"""What the OpenAPI document says of an answer that may be streamed."""
+
+
 def data(body: dict[str, Any], event: str | None = None) -> bytes:
     """One server-sent event."""
     name = f"event: {event}\n" if event else ""
