@@ -72,16 +72,16 @@ def _load(arguments: argparse.Namespace) -> Transformer:
     if arguments.memory is not None:
         if arguments.quantize != "none":
             raise UserError("--memory: experts on disk are read as they are; leave out --quantize")
-        return load_streaming(arguments.model, _bytes(arguments.memory))
+        return load_streaming(arguments.model, parse_size("--memory", arguments.memory))
     if arguments.quantize != "none":
         return quantize(inazuma.load(arguments.model), arguments.quantize)
     return inazuma.load(arguments.model, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _bytes(size: str) -> int:
+def parse_size(option: str, size: str) -> int:
     """ "1.5GB" in bytes; KB, MB and GB are powers of 1000, KiB, MiB and GiB of 1024."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)?", size.strip(), re.IGNORECASE)
     if match is None:
-        raise UserError(f"--memory {size}: expected a size such as 800MB, 1.5GB or 2GiB")
+        raise UserError(f"{option} {size}: expected a size such as 800MB, 1.5GB or 2GiB")
     number, unit, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** (" KMGT".index(unit.upper()) if unit else 0))

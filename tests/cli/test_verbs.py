@@ -71,7 +71,7 @@ def test_small_memory(workshop: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ("size", "count"), [("800MB", 800_000_000), ("1.5gb", 1_500_000_000), ("2GiB", 2**31), ("12K", 12_000), ("7", 7)]
 )
 def test_sizes(size: str, count: int) -> None:
-    assert cli.generate._bytes(size) == count
+    assert cli.generate.parse_size("--memory", size) == count
 
 
 def test_without_out_a_run_is_named_after_its_recipe(

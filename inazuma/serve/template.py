@@ -1,0 +1,265 @@
+"""Messages into the prompt that a model was trained on: Hugging Face chat templates, and DeepSeek-V3.2's encoding."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from inazuma.errors import UserError
+from inazuma.files import read_json
+from inazuma.serve import deepseek_encoding
+from inazuma.serve.sandbox import compile_template, variables
+
+_END_MARK = "\ue000end of the final message\ue000"
+
+
+class ChatTemplate:
+    """How a model's messages become text.
+
+    A model without a template (a base model) gets the contents of the messages, in order, with an empty line between
+    them, and nothing else: no roles, no special tokens.
+
+    A template without a place for tools gets them all the same, in a system message of our wording that asks for the
+    `hermes` format (`generic_tools`); earlier calls and results are then written into the contents.
+
+    Args:
+        source: The template in Jinja; None: there is none.
+        with_tools: Another one for requests with tools (`tool_use` among named templates).
+        tokens: Special tokens by name, `bos_token` and so on.
+        encoding: `"deepseek_v32"`: that family's encoding, which is no template.
+    """
+
+    def __init__(
+        self,
+        source: str | None,
+        *,
+        with_tools: str | None = None,
+        tokens: Mapping[str, str] | None = None,
+        encoding: str | None = None,
+    ):
+        self.source, self.with_tools, self.tokens, self.encoding = source, with_tools, dict(tokens or {}), encoding
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ChatTemplate:
+        """The template of a Hugging Face folder: `chat_template.jinja`, or `chat_template` in `tokenizer_config.json`
+        (one, or several by name); DeepSeek-V3.2's own where there is none and the vocabulary is that model's.
+
+        Raises:
+            UserError: A file is unreadable.
+        """
+        folder = Path(folder)
+        config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+        tokens = {name: _token_text(value) for name, value in config.items() if name.endswith("_token") and value}
+        tokens = {name: text for name, text in tokens.items() if isinstance(text, str)}
+        named = config.get("chat_template")
+        named = {entry["name"]: entry["template"] for entry in named} if isinstance(named, list) else {"default": named}
+        for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+            named[path.stem] = path.read_text(encoding="utf-8")
+        if (folder / "chat_template.jinja").is_file():
+            named["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        source = named.get("default")
+        encoding = None
+        if source is None and deepseek_encoding.is_for(folder):
+            encoding = "deepseek_v32"
+        return cls(source, with_tools=named.get("tool_use"), tokens=tokens, encoding=encoding)
+
+    def render(
+        self,
+        messages: Sequence[Mapping],
+        tools: Sequence[Mapping] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **template_kwargs: Any,
+    ) -> str:
+        """The prompt, special tokens included (encode it without adding any).
+
+        Args:
+            messages: As in OpenAI's chat completions; contents are text or lists of text parts (joined by newlines).
+            tools: As in OpenAI's `tools`.
+            add_generation_prompt: Whether the prompt ends where the answer begins.
+            continue_final_message: Whether it ends within the last message, which the answer goes on with;
+                `add_generation_prompt` does not count then.
+            template_kwargs: Variables of the template (`enable_thinking` and others).
+
+        Raises:
+            UserError: A message is malformed or has a part that is not text; the template refuses the messages.
+        """
+        messages = [_message(message, i) for i, message in enumerate(messages)]
+        if not messages:
+            raise UserError("messages: there is none")
+        if continue_final_message:
+            if not messages[-1]["content"]:
+                raise UserError(f"messages[{len(messages) - 1}]: there is no content to continue")
+            add_generation_prompt = False
+            messages[-1]["content"] += _END_MARK
+        if tools and not self.takes_tools:
+            messages, tools = _in_words(messages, tools), None
+        elif not self.takes_tools:
+            messages = _in_words(messages, ())
+        text = self._render(messages, tools, add_generation_prompt, template_kwargs)
+        if continue_final_message:
+            text, mark, _ = text.rpartition(_END_MARK)
+            if not mark:
+                raise UserError("continue_final_message: the chat template changes the last message's content")
+        return text
+
+    def _render(
+        self, messages: list[dict], tools: Sequence[Mapping] | None, add_generation_prompt: bool, variables: dict
+    ) -> str:
+        if self.encoding == "deepseek_v32":
+            return deepseek_encoding.encode(messages, tools or (), add_generation_prompt, **variables)
+        source = self.with_tools if tools and self.with_tools else self.source
+        if source is None:
+            return "\n\n".join(message["content"] for message in messages)
+        if "developer" not in source:
+            messages = [
+                message | {"role": "system"} if message["role"] == "developer" else message for message in messages
+            ]
+        template = compile_template(source)
+        arguments = _arguments_as_text if self._wants_text(source) else _arguments_as_objects
+        return template(
+            messages=[arguments(message, i) for i, message in enumerate(messages)],
+            tools=list(tools) if tools else None,
+            add_generation_prompt=add_generation_prompt,
+            **(self.tokens | variables),
+        )
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the template itself writes tools into the prompt."""
+        if self.encoding or self.with_tools:
+            return True
+        return self.source is not None and "tools" in variables(self.source)
+
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether the template knows reasoning."""
+        return self.encoding is not None or "</think>" in (self.with_tools or "") + (self.source or "")
+
+    def detect(self) -> str | None:
+        """The format of the model's tool calls, as `stream_parser` and `constrain` name it; None: one that they do not
+        know."""
+        if self.encoding:
+            return self.encoding
+        if not self.takes_tools:
+            return "hermes"
+        source = self.with_tools or self.source or ""
+        if "<arg_key>" in source:
+            return "glm47" if "</arg_key><arg_value>" in source else "glm45"
+        if "｜DSML｜" in source:
+            return "deepseek_v32"
+        if "<｜tool▁calls▁begin｜>" in source:
+            return "deepseek_v3" if "```json" in source else "deepseek_v31"
+        if "<tool_call>" in source and "<function=" not in source:
+            return "hermes"
+        return None
+
+    def _wants_text(self, source: str) -> bool:
+        """Whether the template takes a call's arguments as JSON text, not as an object: it is asked once."""
+        return False
+
+
+def opens_thinking(prompt: str) -> bool:
+    """Whether a prompt ends within reasoning: the template wrote `<think>`."""
+    return prompt.rstrip().endswith("<think>")
+
+
+def generic_tools(tools: Sequence[Mapping]) -> str:
+    """The system message that offers tools to a model whose template has no place for them."""
+    listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+    return (
+        "You can call these functions, each described by a line of JSON:\n"
+        f"<tools>\n{listed}\n</tools>\n"
+        "To call one, write exactly this, one block a call, with the arguments as the function's parameters say:\n"
+        '<tool_call>\n{"name": "function name", "arguments": {"parameter": "value"}}\n</tool_call>\n'
+        "Its result comes back in <tool_response></tool_response>. Without need of a function, just answer."
+    )
+
+
+def _in_words(messages: list[dict], tools: Sequence[Mapping]) -> list[dict]:
+    """Tools, calls and results as contents, for a template that knows none of them."""
+    written: list[dict] = []
+    for i, message in enumerate(messages):
+        message = _arguments_as_objects(message, i)
+        calls = message.pop("tool_calls", None) or ()
+        text = [message["content"]] if message["content"] else []
+        for call in calls:
+            function = {"name": call["function"]["name"], "arguments": call["function"]["arguments"]}
+            text.append(f"<tool_call>\n{json.dumps(function, ensure_ascii=False)}\n</tool_call>")
+        message["content"] = "\n".join(text)
+        if message["role"] == "tool":
+            result = f"<tool_response>\n{message['content']}\n</tool_response>"
+            if i and messages[i - 1]["role"] == "tool":
+                written[-1]["content"] += "\n" + result
+                continue
+            message = {"role": "user", "content": result}
+        written.append(message)
+    if tools:
+        offer = generic_tools(tools)
+        if written[0]["role"] in ("system", "developer"):
+            written[0]["content"] += ("\n\n" if written[0]["content"] else "") + offer
+        else:
+            written.insert(0, {"role": "system", "content": offer})
+    return written
+
+
+def _token_text(token: Any) -> Any:
+    return token.get("content") if isinstance(token, Mapping) else token
+
+
+def _message(message: Mapping, index: int) -> dict:
+    """A copy with its content as one text."""
+    where = f"messages[{index}]"
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise UserError(f"{where}: has no role")
+    message = copy.deepcopy(dict(message))
+    content = message.get("content")
+    if isinstance(content, list | tuple):
+        texts = []
+        for j, part in enumerate(content):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            if kind not in ("text", "input_text", "output_text", "refusal"):
+                raise UserError(f"{where}.content[{j}]: a part of type {kind!r}; this model reads text only")
+            text = part.get("refusal" if kind == "refusal" else "text")
+            if not isinstance(text, str):
+                raise UserError(f"{where}.content[{j}]: has no text")
+            texts.append(text)
+        content = "\n".join(texts)
+    if content is not None and not isinstance(content, str):
+        raise UserError(f"{where}.content: is {type(content).__name__}, not text or a list of parts")
+    message["content"] = content or ""
+    return message
+
+
+def _arguments_as_objects(message: dict, index: int) -> dict:
+    return _with_arguments(message, index, lambda value: value)
+
+
+def _arguments_as_text(message: dict, index: int) -> dict:
+    return _with_arguments(message, index, lambda value: json.dumps(value, ensure_ascii=False))
+
+
+def _with_arguments(message: dict, index: int, form: Any) -> dict:
+    if not message.get("tool_calls"):
+        return {name: value for name, value in message.items() if name != "tool_calls"}
+    calls = []
+    for j, call in enumerate(message["tool_calls"]):
+        where = f"messages[{index}].tool_calls[{j}]"
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise UserError(f"{where}: has no function name")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments or "{}")
+            except ValueError:
+                raise UserError(f"{where}.function.arguments: is not JSON") from None
+        if not isinstance(arguments or {}, Mapping):
+            raise UserError(f"{where}.function.arguments: is not a JSON object")
+        calls.append(dict(call) | {"function": dict(function) | {"arguments": form(arguments or {})}})
+    return message | {"tool_calls": calls}
