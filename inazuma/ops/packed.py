@@ -1,7 +1,7 @@
 """Linear layers whose weights are packed for serving, and the small operators between them. No gradient anywhere.
 
-On the CPU the work is done in C++ (`native/linear.cpp`). A row's result depends on nothing but that row, to the bit: not
-on the rows beside it, nor on the number of threads. A call costs a few microseconds. Elsewhere, and where the library
+On the CPU the work is done in C++ (`native/linear.cpp`). A row's result depends on nothing but that row, to the bit:
+not on the rows beside it, nor on the number of threads. A call costs a few microseconds. Elsewhere, and where the library
 is missing, PyTorch computes what the definitions here say; there the bits are PyTorch's.
 
 Letters: N outputs of a linear layer or, of the small operators, rows; K inputs; G groups of inputs; M rows of x.
@@ -266,10 +266,7 @@ def _panels(weight_NK: Tensor, kind: Kind) -> Tensor:
         parts = (numbers.view(torch.uint8).view(panels, G, -1), bytes_.reshape(panels, G, -1))
         return torch.cat(parts, -1).view(panels, -1)
     step = STEP[kind]
-    if kind == "int8":
-        weight_NK = (weight_NK + 128).to(torch.uint8)
-    else:
-        weight_NK = weight_NK.to(getattr(torch, kind))
+    weight_NK = (weight_NK + 128).to(torch.uint8) if kind == "int8" else weight_NK.to(getattr(torch, kind))
     weight_NK = F.pad(weight_NK, (0, -K % step))
     laid = weight_NK.view(panels, PANEL, -1, step).permute(0, 2, 1, 3).contiguous()
     return laid.view(torch.uint8).view(panels, -1)
