@@ -1,6 +1,7 @@
 #include "threads.h"
 
 #include <pthread.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -18,6 +19,7 @@ namespace {
 // A language model that writes makes a call every few microseconds, and a thread that sleeps takes longer to wake: who
 // waits looks out for so long before it goes to sleep.
 constexpr std::chrono::microseconds LOOK_OUT{80};
+const int CORES = int(std::thread::hardware_concurrency());
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -27,15 +29,17 @@ void pause() {
 #endif
 }
 
-// Looks until `seen` is true, at most for LOOK_OUT; returns what it saw last.
+// Looks until `seen` is true, at most for LOOK_OUT; returns what it saw last. Now and then it offers its core to others:
+// the one that it waits for may have no other.
 template <class Seen>
 bool look_out(Seen seen) {
   const auto end = std::chrono::steady_clock::now() + LOOK_OUT;
   do {
-    for (int i = 0; i < 32; ++i) {
+    for (int i = 0; i < 16; ++i) {
       if (seen()) return true;
       pause();
     }
+    sched_yield();
   } while (std::chrono::steady_clock::now() < end);
   return false;
 }
@@ -49,7 +53,7 @@ class Pool {
     const uint64_t helpers = uint64_t(hire(int(std::min<int64_t>(threads, tasks) - 1)));
     body_ = body, context_ = context, tasks_ = tasks, failure_ = nullptr;
     next_.store(0, std::memory_order_relaxed);
-    spins_ = threads <= int(std::thread::hardware_concurrency());
+    spins_ = threads <= CORES;
     const uint64_t round = (state_.load(std::memory_order_relaxed) / ROUND + 1) * ROUND;
     state_.store(round | OPEN | helpers * PLACE);
     if (sleeping_.load() > 0) {

@@ -8,9 +8,10 @@ from typing import Literal
 
 from inazuma.model.config import ModelConfig
 from inazuma.model.layers import TOKENS
-from inazuma.model.quantize import GROUP, is_quantized
+from inazuma.model.quantize import HEAD, quantized_kind
 from inazuma.model.size import cache_numbers
 from inazuma.model.transformer import skeleton
+from inazuma.ops.packed import GROUP
 
 Weights = Literal["bfloat16", "int8", "int4"]
 WEIGHTS: tuple[Weights, ...] = ("bfloat16", "int8", "int4")
@@ -35,9 +36,11 @@ class Plan:
     """Of one routed expert."""
     mixture_layers: int
     quantized_parameters: int
-    """What `inazuma.model.quantize` makes int8 or int4 outside the routed experts."""
+    """What `inazuma.model.quantize` makes int8 or int4 outside the routed experts, the output layer apart."""
     quantized_rows: int
     """Outputs of those layers: each has a scale in int8."""
+    head_parameters: int
+    """Of the output layer, which is int8 in both."""
 
     @property
     def experts(self) -> int:
@@ -57,9 +60,15 @@ class Plan:
         return _bytes(self.expert_parameters, rows, weights) if self.experts else 0
 
     def resident_bytes(self, weights: Weights = "bfloat16") -> int:
-        """Of all but the routed experts: what must be in memory. What is never quantised is bfloat16."""
+        """Of all but the routed experts: what must be in memory. What is never quantised is bfloat16; a tied output
+        layer that is quantised leaves the embeddings in memory too."""
+        config = self.config
         rest = self.parameters - self.experts * self.expert_parameters - self.quantized_parameters
-        return 2 * rest + _bytes(self.quantized_parameters, self.quantized_rows, weights)
+        layers = _bytes(self.quantized_parameters, self.quantized_rows, weights)
+        if weights == "bfloat16":
+            return 2 * rest + layers
+        rest -= 0 if config.tie_word_embeddings else self.head_parameters
+        return 2 * rest + layers + _bytes(self.head_parameters, config.vocab_size, "int8")
 
     def weight_bytes(self, weights: Weights = "bfloat16") -> int:
         """Of all weights."""
@@ -98,7 +107,7 @@ def _plan(config: ModelConfig) -> Plan:
     if config.n_routed_experts is not None:
         expert = 3 * config.hidden_size * config.moe_intermediate_size
         layers = len(model.mixtures())
-    linears = [x for name, x in model.named_modules() if is_quantized(name, x)]
+    linears = [x for name, x in model.named_modules() if name != HEAD and quantized_kind(name, x, "int8") is not None]
     return Plan(
         config=config,
         parameters=sum(x.numel() for x in model.parameters()),
@@ -106,6 +115,7 @@ def _plan(config: ModelConfig) -> Plan:
         mixture_layers=layers,
         quantized_parameters=sum(x.weight.numel() for x in linears),
         quantized_rows=sum(x.out_features for x in linears),
+        head_parameters=model.lm_head.weight.numel(),
     )
 
 
@@ -113,7 +123,7 @@ def _bytes(parameters: int, rows: int, weights: Weights) -> int:
     if weights == "bfloat16":
         return 2 * parameters
     if weights == "int8":
-        return parameters + 8 * rows  # a scale and the sum of the row, both of 32 bits
+        return parameters + 4 * rows
     return parameters // 2 + parameters // GROUP * 4  # a group has a scale and a zero point in bfloat16
 
 

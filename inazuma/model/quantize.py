@@ -1,16 +1,15 @@
 """Weights in int8 or int4, on the CPU: less memory and more speed, for a loss that is measured.
 
-int8 (FBGEMM, in PyTorch): a scale for each output; the inputs of a layer are made int8 too, with one scale for all of
-them, so that what a token gets depends, by rounding, on the tokens that are computed with it. int4 (ATen): a scale and
-a zero point for every `GROUP` weights of an output, inputs as they are: fast for a few tokens, slow for many, half the
-memory. Embeddings, logits, routers, indexers, norms and `kv_b_proj`, which is used as a matrix, stay as they are.
+int8: a scale for each output. int4: a scale and a zero point for every 32 weights of an output. The inputs of a
+layer become int8 in both, with a scale for each token, so that what a token gets does not depend on the tokens beside
+it (`inazuma.ops.packed`). The output layer is int8 in both; embeddings, routers, indexers, norms and `kv_b_proj`, which
+is used as a matrix, stay as they are. A tied output layer leaves the embeddings their own table.
 """
 
 from __future__ import annotations
 
 import math
 import time
-import warnings
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,98 +22,58 @@ from inazuma.model.generate import prefill
 from inazuma.model.moe import Experts, by_expert
 from inazuma.model.text import tokenizer_of
 from inazuma.model.transformer import Transformer
+from inazuma.ops.packed import pack, silu_mul
 
 Kind = Literal["int8", "int4"]
 KINDS: tuple[Kind, ...] = ("int8", "int4")
 
-GROUP = 32
-"""Weights of an output that share a scale in int4."""
 
-WHOLE = ("lm_head", "kv_b_proj")
-"""Linear layers that are never quantised, and all of an indexer besides."""
+HEAD = "lm_head"
+"""Always int8: a layer that every token reads whole, and whose rounding no later layer evens out."""
 
 
-def is_quantized(name: str, module: nn.Module) -> bool:
-    """Whether `quantize` replaces this module of a `Transformer`, as far as its own kind goes; experts apart."""
-    return isinstance(module, nn.Linear) and not name.endswith(WHOLE) and ".indexer." not in name
+def quantized_kind(name: str, module: nn.Module, kind: Kind) -> Kind | None:
+    """What `quantize` makes this module of a `Transformer`, experts apart; None for what stays as it is."""
+    if not isinstance(module, nn.Linear) or name.endswith("kv_b_proj") or ".indexer." in name:
+        return None
+    return "int8" if name == HEAD else kind
 
 
-class _Packed(nn.Module):
+class _Unsaved(nn.Module):
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         raise UserError("a quantised model cannot be saved; its folder has the weights that it was made from")
 
 
-class Int8Linear(_Packed):
-    """y = x W^T + b with W in int8, symmetric, a scale for each row, and x in int8, a scale for all of it."""
+class PackedLinear(_Unsaved):
+    """`inazuma.ops.packed.pack` in place of a linear layer, for inputs of any float dtype."""
 
-    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None = None):
+    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None, kind: Kind):
         super().__init__()
-        weight_NK = weight_NK.detach().float()
-        scale = (weight_NK.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        with warnings.catch_warnings():  # PyTorch announces that its quantised tensors will move to another package
-            warnings.simplefilter("ignore")
-            weight = torch.quantize_per_channel(
-                weight_NK, scale.double(), torch.zeros_like(scale).long(), 0, torch.qint8
-            )
-            self.packed = torch.ops.quantized.linear_prepack(
-                weight, None if bias_N is None else bias_N.detach().float()
-            )
+        self.packed = pack(weight_NK, bias_N, kind)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.quantized.linear_dynamic(x.float(), self.packed).to(x.dtype)
+        return self.packed(x.detach().float().contiguous()).to(x.dtype)
 
 
-class Int4Linear(_Packed):
-    """y = x W^T + b with W in int4: 15 steps from the least to the greatest weight of each group."""
-
-    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None = None):
-        super().__init__()
-        groups = weight_NK.detach().float().unflatten(1, (-1, GROUP))
-        low, high = groups.amin(-1), groups.amax(-1)
-        scale = ((high - low) / 15).clamp(min=1e-8)
-        steps = ((groups - low[..., None]) / scale[..., None]).round().clamp(0, 15).to(torch.int32).flatten(1)
-        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(steps, 2)
-        # A step s means (s - 8) * scale + zero.
-        self.scales = torch.stack([scale, low + 8 * scale], dim=-1).transpose(0, 1).contiguous().to(torch.bfloat16)
-        self.bias = None if bias_N is None else bias_N.detach()
-
-    @staticmethod
-    def takes(weight_NK: Tensor) -> bool:
-        """Whether the kernel knows matrices of this shape."""
-        return weight_NK.shape[0] % 16 == 0 and weight_NK.shape[1] % GROUP == 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2).to(torch.bfloat16)
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, GROUP, self.scales).to(x.dtype)
-        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
-
-
-class QuantizedExperts(_Packed):
+class QuantizedExperts(_Unsaved):
     """`moe.Experts`, each with weights of its own in int8 or int4."""
 
     def __init__(self, experts: Experts, kind: Kind):
         super().__init__()
         stacks = zip(experts.gate_proj, experts.up_proj, experts.down_proj, strict=True)
-        self.experts = [tuple(pack(weight, None, kind) for weight in expert) for expert in stacks]
+        self.experts = [(pack(torch.cat([gate, up]), None, kind), pack(down, None, kind)) for gate, up, down in stacks]
 
     def forward(self, x_SE: Tensor, experts_SK: Tensor) -> Tensor:
         """What each token's experts make of it, `[S,K,E]`."""
-        return by_expert(x_SE, experts_SK, len(self.experts), self._transform)
+        return by_expert(x_SE.detach(), experts_SK, len(self.experts), self._transform)
 
     def _transform(self, x_PE: Tensor, ends_N: Tensor) -> Tensor:
-        y_PE, start = torch.empty_like(x_PE), 0
-        for end, (gate, up, down) in zip(ends_N.tolist(), self.experts, strict=True):
+        x, y, start = x_PE.float(), torch.empty(x_PE.shape), 0
+        for end, (gate_up, down) in zip(ends_N.tolist(), self.experts, strict=True):
             if end > start:
-                x = x_PE[start:end]
-                y_PE[start:end] = down(F.silu(gate(x)) * up(x))
+                down(silu_mul(gate_up(x[start:end])), out=y[start:end])
             start = end
-        return y_PE
-
-
-def pack(weight_NK: Tensor, bias_N: Tensor | None, kind: Kind) -> Int8Linear | Int4Linear:
-    """A linear layer of these weights. Shapes that the int4 kernel does not take (outputs not in sixteens, inputs not
-    in whole groups) become int8."""
-    return (Int4Linear if kind == "int4" and Int4Linear.takes(weight_NK) else Int8Linear)(weight_NK, bias_N)
+        return y.to(x_PE.dtype)
 
 
 @torch.no_grad()
@@ -122,20 +81,18 @@ def quantize(model: Transformer, kind: Kind) -> Transformer:
     """Replaces the model's linear layers and experts, layer by layer; it generates but learns no more.
 
     Raises:
-        UserError: an unknown kind, a model that is not on the CPU, or a PyTorch without these kernels.
+        UserError: an unknown kind, a model that is not on the CPU, a weight that is not finite.
     """
     if kind not in KINDS:
         raise UserError(f"quantize: {kind!r} is not known, only {' and '.join(KINDS)}")
     device = next(model.parameters()).device.type
     if device != "cpu":
         raise UserError(f"quantize: {kind} works on the CPU only, and the model is on {device!r}")
-    if not {"x86", "fbgemm"} & {*torch.backends.quantized.supported_engines}:
-        raise UserError("quantize: this PyTorch has no FBGEMM, which comes with it on x86-64 only")
     for name, module in list(model.named_modules()):
         if isinstance(module, Experts):
             model.set_submodule(name, QuantizedExperts(module, kind))
-        elif is_quantized(name, module):
-            model.set_submodule(name, pack(module.weight, module.bias, kind))
+        elif (own := quantized_kind(name, module, kind)) is not None:
+            model.set_submodule(name, PackedLinear(module.weight, module.bias, own))
     return model.eval().requires_grad_(False)
 
 

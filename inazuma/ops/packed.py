@@ -1,8 +1,8 @@
 """Linear layers whose weights are packed for serving, and the small operators between them. No gradient anywhere.
 
-On the CPU the work is done in C++ (`native/linear.cpp`). A row's result depends on nothing but that row, to the bit: not
-on the rows beside it, nor on the number of threads. A call costs a few microseconds. Elsewhere, and where the library
-is missing, PyTorch computes what the definitions here say; there the bits are PyTorch's.
+On the CPU the work is done in C++ (`native/linear.cpp`). A row's result depends on nothing but that row, to the bit:
+not on the rows beside it, nor on the number of threads. A call costs a few microseconds. Elsewhere, and where the
+library is missing, PyTorch computes what the definitions here say; there the bits are PyTorch's.
 
 Letters: N outputs of a linear layer or, of the small operators, rows; K inputs; G groups of inputs; M rows of x.
 """
@@ -39,6 +39,7 @@ SLICE = 1 << 24
 MANY = 16
 """Rows from which on a call lets other threads of Python run. A shorter call keeps Python's lock: to get it back may
 take milliseconds where another thread is busy."""
+_CPU = torch.device("cpu")
 
 
 class Packed(ABC):
@@ -90,14 +91,14 @@ def pack(weight_NK: Tensor, bias_N: Tensor | None, kind: Kind) -> Packed:
         raise UserError(f"pack: the weight must be [N,K] and not empty, got {list(weight_NK.shape)}")
     if bias_N is not None and bias_N.shape != weight_NK.shape[:1]:
         raise UserError(f"pack: the bias must be [N], N = {len(weight_NK)}, got {list(bias_N.shape)}")
-    if not weight_NK.isfinite().all():
-        raise UserError("pack: a weight is not finite")
     device = weight_NK.device.type
     if kind in ("int8", "int4"):
         if device != "cpu":
             raise UserError(f"pack: {kind} works on the CPU only, and the weight is on {device!r}")
         if weight_NK.shape[1] > LONGEST:
             raise UserError(f"pack: {kind} takes at most {LONGEST} inputs, got {weight_NK.shape[1]}")
+    if not weight_NK.isfinite().all():
+        raise UserError("pack: a weight is not finite")
     if device == "cpu" and LIBRARY is not None:
         return _Panels(weight_NK, bias_N, kind)
     if device == "cpu":
@@ -114,10 +115,11 @@ def _warn_missing() -> None:
     )
 
 
-def _check(x: Tensor, name: str, shape: tuple[int, ...]) -> None:
-    if x.dtype is not torch.float32 or x.shape != shape or not x.is_contiguous():
-        found = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" + ("" if x.is_contiguous() else ", strided")
-        raise UserError(f"{name}: expected contiguous float32 {list(shape)}, got {found}")
+def _check(x: Tensor, name: str, shape: tuple[int, ...], device: torch.device) -> None:
+    if x.dtype is torch.float32 and x.shape == shape and x.is_contiguous() and x.device == device:
+        return
+    found = f"{'' if x.is_contiguous() else 'strided '}{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+    raise UserError(f"{name}: expected float32 {list(shape)}, contiguous, on {device}, got {found} on {x.device}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -169,7 +171,7 @@ class _Plain(Packed):
 
     @torch.no_grad()
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        _check(x, "x", (*x.shape[:-1], self.inputs))
+        _check(x, "x", (*x.shape[:-1], self.inputs), self.weights[0].device)
         if self.kind in ("float32", "bfloat16"):
             y = F.linear(x.to(self.weights[0].dtype), self.weights[0]).float()
         else:
@@ -187,7 +189,7 @@ class _Plain(Packed):
             y = y + self.bias
         if out is None:
             return y
-        _check(out, "out", y.shape)
+        _check(out, "out", y.shape, y.device)
         return out.copy_(y)
 
     @property
@@ -205,16 +207,19 @@ class _Panels(Packed):
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None, kind: Kind):
         super().__init__(kind, *weight_NK.shape)
-        parts, scales = [], []
-        rows = max(1, SLICE // self.inputs // PANEL) * PANEL
-        for part in weight_NK.detach().split(rows):
+        count = -(-self.outputs // PANEL)
+        self.panels = torch.empty(0)
+        self.scales = torch.empty(count * PANEL) if kind == "int8" else None
+        step = max(1, SLICE // self.inputs // PANEL)
+        for start in range(0, count, step):  # the room for what lies between weights and panels is bounded
+            part = weight_NK.detach()[start * PANEL : (start + step) * PANEL]
             part = F.pad(part.float(), (0, 0, 0, -len(part) % PANEL))
             if kind == "int8":
-                part, scale = quantize_rows(part)
-                scales.append(scale)
-            parts.append(_panels(part, kind))
-        self.panels = torch.cat(parts)
-        self.scales = torch.cat(scales) if scales else None
+                part, self.scales[start * PANEL : start * PANEL + len(part)] = quantize_rows(part)
+            laid = _panels(part, kind)
+            if not start:
+                self.panels = laid.new_empty(count, laid.shape[1])
+            self.panels[start : start + len(laid)] = laid
         self.bias = None if bias_N is None else F.pad(bias_N.detach().float(), (0, -self.outputs % PANEL)).contiguous()
         self._layer = Linear(
             self.panels.data_ptr(),
@@ -227,14 +232,12 @@ class _Panels(Packed):
         self._at = ctypes.addressof(self._layer)
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        shape = x.shape
-        if shape[-1] != self.inputs or x.dtype is not torch.float32 or not x.is_contiguous() or not x.is_cpu:
-            _refuse(x, "x", (*shape[:-1], self.inputs))
-        wanted = (*shape[:-1], self.outputs)
+        _check(x, "x", (*x.shape[:-1], self.inputs), _CPU)
+        shape = (*x.shape[:-1], self.outputs)
         if out is None:
-            out = torch.empty(wanted)
-        elif out.shape != wanted or out.dtype is not torch.float32 or not out.is_contiguous() or not out.is_cpu:
-            _refuse(out, "out", wanted)
+            out = torch.empty(shape)
+        else:
+            _check(out, "out", shape, _CPU)
         rows = x.numel() // self.inputs
         run = _linear if rows < MANY else _linear_unlocked
         if run(self._at, x.data_ptr(), rows, out.data_ptr(), torch.get_num_threads()):
@@ -244,12 +247,6 @@ class _Panels(Packed):
     @property
     def nbytes(self) -> int:
         return sum(x.nbytes for x in (self.panels, self.scales, self.bias) if x is not None)
-
-
-def _refuse(x: Tensor, name: str, shape: tuple[int, ...]) -> None:
-    if not x.is_cpu:
-        raise UserError(f"{name}: the layer is on the CPU, and {name} is on {x.device.type!r}")
-    _check(x, name, shape)
 
 
 def _panels(weight_NK: Tensor, kind: Kind) -> Tensor:
@@ -266,10 +263,7 @@ def _panels(weight_NK: Tensor, kind: Kind) -> Tensor:
         parts = (numbers.view(torch.uint8).view(panels, G, -1), bytes_.reshape(panels, G, -1))
         return torch.cat(parts, -1).view(panels, -1)
     step = STEP[kind]
-    if kind == "int8":
-        weight_NK = (weight_NK + 128).to(torch.uint8)
-    else:
-        weight_NK = weight_NK.to(getattr(torch, kind))
+    weight_NK = (weight_NK + 128).to(torch.uint8) if kind == "int8" else weight_NK.to(getattr(torch, kind))
     weight_NK = F.pad(weight_NK, (0, -K % step))
     laid = weight_NK.view(panels, PANEL, -1, step).permute(0, 2, 1, 3).contiguous()
     return laid.view(torch.uint8).view(panels, -1)
@@ -282,27 +276,26 @@ def _panels(weight_NK: Tensor, kind: Kind) -> Tensor:
 
 def rms_norm(x_NE: Tensor, weight_E: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv 1910.07467), all float32 and contiguous."""
-    _check(weight_E, "weight", x_NE.shape[-1:])
     return _rms_norm(x_NE, None, weight_E, eps, out)
 
 
 def add_rms_norm(x_NE: Tensor, y_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     """Adds y to x in place, and returns `rms_norm` of that."""
-    _check(weight_E, "weight", x_NE.shape[-1:])
-    _check(y_NE, "y", x_NE.shape)
+    _check(y_NE, "y", x_NE.shape, x_NE.device)
     return _rms_norm(x_NE, y_NE, weight_E, eps, None)
 
 
 def _rms_norm(x: Tensor, y: Tensor | None, weight: Tensor, eps: float, out: Tensor | None) -> Tensor:
-    _check(x, "x", x.shape)
+    _check(x, "x", x.shape, x.device)
+    _check(weight, "weight", x.shape[-1:], x.device)
     if out is not None:
-        _check(out, "out", x.shape)
+        _check(out, "out", x.shape, x.device)
     if not _in_native(x):
         normed = F.rms_norm(x if y is None else x.add_(y), weight.shape, weight, eps)
         return normed if out is None else out.copy_(normed)
     out = torch.empty_like(x) if out is None else out
     width = x.shape[-1]
-    rows, addend = x.numel() // width, None if y is None else y.data_ptr()
+    rows, addend = x.numel() // max(1, width), None if y is None else y.data_ptr()
     run = _rms_norm_native if rows < MANY else _rms_norm_unlocked
     run(x.data_ptr(), addend, weight.data_ptr(), eps, rows, width, out.data_ptr(), torch.get_num_threads())
     return out
@@ -310,13 +303,15 @@ def _rms_norm(x: Tensor, y: Tensor | None, weight: Tensor, eps: float, out: Tens
 
 def silu_mul(gate_up_NF2: Tensor) -> Tensor:
     """silu(first half) * second half of the last dimension `[...,2F]`, `[...,F]`; float32 and contiguous."""
-    _check(gate_up_NF2, "gate_up", gate_up_NF2.shape)
+    if gate_up_NF2.shape[-1] % 2:
+        raise UserError(f"gate_up: the last dimension must be even, got {gate_up_NF2.shape[-1]}")
+    _check(gate_up_NF2, "gate_up", gate_up_NF2.shape, gate_up_NF2.device)
     if not _in_native(gate_up_NF2):
         gate, up = gate_up_NF2.chunk(2, -1)
         return F.silu(gate) * up
     width = gate_up_NF2.shape[-1] // 2
     out = torch.empty((*gate_up_NF2.shape[:-1], width))
-    rows = out.numel() // width
+    rows = out.numel() // max(1, width)
     run = _silu_mul if rows < MANY else _silu_mul_unlocked
     run(gate_up_NF2.data_ptr(), rows, width, out.data_ptr(), torch.get_num_threads())
     return out
@@ -337,15 +332,16 @@ def rotate(x_NHD: Tensor, positions_N: Tensor, cos_SP: Tensor, sin_SP: Tensor, s
     """
     N, H, D = x_NHD.shape
     S, P = cos_SP.shape
-    _check(cos_SP, "cos", (S, P))
-    _check(sin_SP, "sin", (S, P))
+    _check(cos_SP, "cos", (S, P), x_NHD.device)
+    _check(sin_SP, "sin", (S, P), x_NHD.device)
     if x_NHD.dtype is not torch.float32 or x_NHD.stride(2) != 1:
         raise UserError("x: expected float32 whose columns lie side by side")
     if not 0 <= start <= D - 2 * P:
         raise UserError(f"start: {2 * P} columns from {start} on are not among {D}")
     wide = positions_N.dtype is torch.int64
-    if not (wide or positions_N.dtype is torch.int32) or positions_N.shape != (N,) or not positions_N.is_contiguous():
-        raise UserError(f"positions: expected contiguous int32 or int64 [{N}]")
+    whole = (wide or positions_N.dtype is torch.int32) and positions_N.is_contiguous()
+    if not whole or positions_N.shape != (N,) or positions_N.device != x_NHD.device:
+        raise UserError(f"positions: expected int32 or int64 [{N}], contiguous, on {x_NHD.device}")
     if not _in_native(x_NHD):
         part = x_NHD[..., start : start + 2 * P]
         a, b = (part[..., 0::2], part[..., 1::2]) if interleaved else part.chunk(2, -1)

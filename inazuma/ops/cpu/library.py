@@ -67,7 +67,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         for path in sorted(Path(folder).glob("libinazuma_cpu.*")):
             try:
                 return _declare(ctypes.CDLL(str(path))), None
-            except OSError as error:
+            except (OSError, AttributeError) as error:  # the latter: built from older sources
                 return None, f"{path.name} does not load: {error}"
     return None, "it was not built: a C++17 compiler was missing when inazuma was installed"
 
@@ -80,6 +80,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.inazuma_index_loss.argtypes = [problem, Rows, Rows, pointer, Rows, Rows, *[pointer] * 5]
     library.inazuma_kernels.restype = ctypes.c_char_p
     library.inazuma_use_kernels.argtypes = [ctypes.c_char_p]
+    for name in DIRECT:
+        getattr(library, f"inazuma_{name}").argtypes = DIRECT[name]
     return library
 
 
