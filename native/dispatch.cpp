@@ -5,14 +5,17 @@
 #include "interface.h"
 #include "kernels.h"
 #include "linear.h"
+#include "paged_kernels.h"
 
 namespace inazuma {
 
 extern const Kernels kernels_portable;
 extern const LinearKernels linear_portable;
+extern const PagedKernels paged_kernels_portable;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512vnni;
 extern const LinearKernels linear_avx2, linear_avx512, linear_avx512vnni, linear_avx512bf16;
+extern const PagedKernels paged_kernels_avx2, paged_kernels_avx512, paged_kernels_avx512vnni;
 #endif
 
 namespace {
@@ -21,6 +24,7 @@ struct InstructionSet {
   const char* name;
   const Kernels& kernels;
   const LinearKernels& linear;
+  const PagedKernels& paged;
   bool (*runs_here)();
 };
 
@@ -37,12 +41,12 @@ bool has_bf16() { return has_vnni() && __builtin_cpu_supports("avx512bf16"); }
 // Best first.
 const InstructionSet sets[] = {
 #if defined(__x86_64__)
-    {"avx512bf16", kernels_avx512vnni, linear_avx512bf16, has_bf16},
-    {"avx512vnni", kernels_avx512vnni, linear_avx512vnni, has_vnni},
-    {"avx512", kernels_avx512, linear_avx512, has_avx512},
-    {"avx2", kernels_avx2, linear_avx2, has_avx2},
+    {"avx512bf16", kernels_avx512vnni, linear_avx512bf16, paged_kernels_avx512vnni, has_bf16},
+    {"avx512vnni", kernels_avx512vnni, linear_avx512vnni, paged_kernels_avx512vnni, has_vnni},
+    {"avx512", kernels_avx512, linear_avx512, paged_kernels_avx512, has_avx512},
+    {"avx2", kernels_avx2, linear_avx2, paged_kernels_avx2, has_avx2},
 #endif
-    {"portable", kernels_portable, linear_portable, [] { return true; }}};
+    {"portable", kernels_portable, linear_portable, paged_kernels_portable, [] { return true; }}};
 
 const InstructionSet* find(const char* name) {
 #if defined(__x86_64__)
@@ -62,6 +66,8 @@ const InstructionSet& in_use() { return *current.load(std::memory_order_relaxed)
 const Kernels& kernels() { return in_use().kernels; }
 
 const LinearKernels& linear_kernels() { return in_use().linear; }
+
+const PagedKernels& paged_kernels() { return in_use().paged; }
 
 bool use_kernels(const char* name) {
   const InstructionSet* set = find(name);

@@ -12,20 +12,6 @@ constexpr int BLOCK = VL == 16 ? 12 : 6;
 constexpr int ROWS = VL == 16 ? 8 : 4;
 constexpr int AHEAD = 64;  // gathered rows are nowhere near each other: one is asked for so many before its turn
 
-// NaN stays NaN, as in torch.relu: the comparison is false for it.
-template <class X>
-inline X relu(X x) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(X) == 64) return (X)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x);
-#endif
-  return x < 0.0f ? X{} : x;
-}
-
-template <class X>
-inline X maximum(X a, X b) {
-  return a > b ? a : b;
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // The indexer's scoring: a matrix product whose lanes run over keys
 // ---------------------------------------------------------------------------------------------------------------------

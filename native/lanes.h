@@ -38,6 +38,20 @@ using V = Lanes<VL>;
 using F = V::F;
 constexpr float INFINITE = __builtin_inff();
 
+// NaN stays NaN, as in torch.relu: the comparison is false for it.
+template <class X>
+inline X relu(X x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(X) == 64) return (X)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x);
+#endif
+  return x < 0.0f ? X{} : x;
+}
+
+template <class X>
+inline X maximum(X a, X b) {
+  return a > b ? a : b;
+}
+
 // exp(x), relative error below 2e-7; 0 below -87.3 and for -inf, inf above 88.7. x = n ln 2 + r, and exp(r) by its
 // Taylor polynomial of degree 7 on |r| <= ln 2 / 2, where the next term is below 2^-27.
 template <int L>

@@ -17,7 +17,8 @@ how a prompt is cut into chunks, on which pages a sequence has, or (in C++) on t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 
 import torch
@@ -26,6 +27,8 @@ from torch import Tensor
 from inazuma.errors import UserError
 from inazuma.ops import reference
 from inazuma.ops.contract import Spans, check_kept
+from inazuma.ops.cpu import paged as cpu
+from inazuma.ops.cpu.library import LIBRARY
 
 PAGE = 64
 """Tokens of a page."""
@@ -81,6 +84,9 @@ class Pool:
         self.data = torch.empty(pages * PAGE, heads, self.columns, dtype=FORMATS[format], device=device)
         """`[slots, G, columns]`"""
         self.row_bytes = heads * self.columns * self.data.element_size()
+        native = LIBRARY is not None and self.data.is_cpu
+        self.native = cpu.describe(self, tuple(FORMATS)) if native else None
+        """What the C++ library is told of it; None where PyTorch does the work."""
 
     def write(self, slots: Tensor, x: Tensor) -> None:
         """Puts `x [N,G,D]`, of any float dtype, into the slots int64 `[N]`, no slot twice.
@@ -88,10 +94,16 @@ class Pool:
         Raises:
             UserError: a shape, dtype or slot that does not fit.
         """
-        _check_slots(slots, self)
+        if slots.dtype != torch.int64 or slots.dim() != 1:
+            raise UserError(f"slots: expected int64 [N], got {slots.dtype} {list(slots.shape)}")
         if x.shape != (len(slots), self.heads, self.width) or not x.is_floating_point():
             shape = [len(slots), self.heads, self.width]
             raise UserError(f"x: expected floats [N,G,D] = {shape}, got {x.dtype} {list(x.shape)}")
+        if self.native is not None:
+            with _told(lambda: _check_slots(slots, self)):
+                cpu.write(self.native, slots, x)
+            return
+        _check_slots(slots, self)
         self.data[slots] = _encode(x.float(), self.plain) if self.format == "fp8" else x.to(self.data.dtype)
 
     def read(self, slots: Tensor) -> Tensor:
@@ -163,6 +175,10 @@ def select(index_q: Tensor, index_w: Tensor, pool: Pool, tables: Tensor, row: Te
     if pool.heads != 1:
         raise UserError(f"pool: index keys have one head, this pool has {pool.heads}")
     _check_queries(index_q, (pool,), tables, row, last)
+    if pool.native is not None:
+        with _told(lambda: _check_places((pool,), tables, row, last)):
+            return cpu.select(index_q, index_w, pool.native, tables, row, last, k)
+    _check_places((pool,), tables, row, last)
     out = torch.full((len(index_q), k), -1, dtype=torch.int32, device=index_q.device)
     for queries, slots in _sequences(tables, row, last):
         keys = pool.read(slots).transpose(0, 1)
@@ -222,9 +238,12 @@ def attend(
         _check(indices, "indices", (len(q), None), "N,K", torch.int32)
         if indices.device != q.device:
             raise UserError(f"indices: is on {indices.device}, q on {q.device}")
-        if indices.numel() and bool(((indices < -1) | (indices > last[:, None])).any()):
-            raise UserError("indices: expected -1 or a position that the query sees")
     Dv = values.width if values is not None else value_width
+    if keys.native is not None and (values is None or values.native is not None):
+        native = None if values is None else values.native
+        with _told(lambda: _check_places(pools, tables, row, last, indices)):
+            return cpu.attend(q, keys.native, native, tables, row, last, scale, indices, Dv)
+    _check_places(pools, tables, row, last, indices)
     out = q.new_zeros(len(q), q.shape[1], Dv)
     for queries, slots in _sequences(tables, row, last):
         k = v = None
@@ -272,7 +291,23 @@ def _check_queries(q: Tensor, pools: tuple[Pool, ...], tables: Tensor, row: Tens
     for name, x in (("tables", tables), ("row", row), ("last", last), *(("pool", pool.data) for pool in pools)):
         if x.device != q.device:
             raise UserError(f"{name}: is on {x.device}, the queries on {q.device}")
-    if len(q) == 0:
+
+
+@contextmanager
+def _told(check: Callable[[], None]) -> Iterator[None]:
+    """Where the C++ library refuses, `check` says it in more words."""
+    try:
+        yield
+    except UserError:
+        check()
+        raise
+
+
+def _check_places(
+    pools: tuple[Pool, ...], tables: Tensor, row: Tensor, last: Tensor, indices: Tensor | None = None
+) -> None:
+    """What the C++ library checks by itself: that rows, positions, pages and what was selected are there."""
+    if len(row) == 0:
         return
     B, P = tables.shape
     if int(row.min()) < 0 or int(row.max()) >= B:
@@ -284,3 +319,5 @@ def _check_queries(q: Tensor, pools: tuple[Pool, ...], tables: Tensor, row: Tens
     used = tables[row.long()][page * PAGE <= last[:, None]]
     if used.numel() and not (int(used.min()) >= 0 and int(used.max()) < pages):
         raise UserError(f"tables: expected pages 0 to {pages - 1}, got {int(used.min())} to {int(used.max())}")
+    if indices is not None and indices.numel() and bool(((indices < -1) | (indices > last[:, None])).any()):
+        raise UserError("indices: expected -1 or a position that the query sees")

@@ -54,8 +54,14 @@ DIRECT = {
         *(_POINTER, _LONG, _LONG, _LONG, _LONG, _POINTER, _INT),
         *(_POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
     ),
+    "paged_write": (_POINTER, _POINTER, _POINTER, _LONG, _INT),
+    "paged_select": (_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER),
+    "paged_attend": (
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG),
+        *(_FLOAT, _POINTER, _LONG, _POINTER),
+    ),
 }
-"""Arguments of the functions that are called by themselves (`inazuma.ops.packed`), not as PyTorch operators."""
+"""Arguments of the functions that are called by themselves (`packed.py`, `paged.py`), not as PyTorch operators."""
 
 
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
