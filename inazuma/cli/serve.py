@@ -37,7 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--memory", metavar="SIZE", help="leave a mixture's experts on disk and stay within, as 8GB")
     parser.add_argument("--cache-memory", metavar="SIZE", help="for what is kept of the tokens read, such as 2GB")
-    parser.add_argument("--cache-format", choices=("bf16", "fp8"), default="bf16", help="of the cache (default: bf16)")
+    parser.add_argument(
+        "--cache-format",
+        choices=("auto", "bf16", "fp8"),
+        default="auto",
+        help="of the cache (default: bf16, or float32 where the weights are)",
+    )
     parser.add_argument("--rate-limit", metavar="N/min", help="requests a minute that each key may send")
     parser.add_argument(
         "--allow-origin",
@@ -93,7 +98,7 @@ def _serve(arguments: argparse.Namespace, security) -> None:
     def load() -> Served:
         from inazuma.serve.loading import load_engine
 
-        engine = load_engine(
+        loaded = load_engine(
             arguments.model,
             context=arguments.context,
             quantize=arguments.quantize,
@@ -101,7 +106,9 @@ def _serve(arguments: argparse.Namespace, security) -> None:
             cache_memory=cache_memory,
             cache_format=arguments.cache_format,
         )
-        return Served.read(arguments.model, name, engine)
+        for note in loaded.notes:
+            print(note, flush=True)
+        return Served.read(arguments.model, name, loaded.engine)
 
     server = Server(Service(log_prompts=arguments.log_prompts), security, grace=arguments.grace)
     server.serve_on(listener, load, lambda: print(f"{name} is served at {where}", flush=True))
