@@ -32,7 +32,7 @@ class Vocabulary:
 
     Attributes:
         byte_level: Whether the tokenizer decodes byte-level BPE and nothing else.
-        special: Ids of the special tokens.
+        special: The special tokens: id -> name.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -40,7 +40,7 @@ class Vocabulary:
         self.tokenizer = tokenizer
         parts = _decoders(description.get("decoder"))
         self.byte_level = parts == ["ByteLevel"]
-        self.special = frozenset(token["id"] for token in description["added_tokens"] if token["special"])
+        self.special = {token["id"]: token["content"] for token in description["added_tokens"] if token["special"]}
         fallback = _BYTE_TOKENS if "ByteFallback" in parts else {}
         self.fallback = {
             id: byte for token, byte in fallback.items() if (id := tokenizer.token_to_id(token)) is not None
@@ -93,11 +93,16 @@ class Detokenizer:
     Args:
         tokenizer: Or a `Vocabulary` of it: servers share one.
         skip_special_tokens: Whether special tokens are left out of the text.
+        keep: Markers that stay in the text although special tokens are left out, for those that stand in one of them
+            (`stream_parser.markers`): some tokenizers have `<tool_call>` as a special token, others do not.
     """
 
-    def __init__(self, tokenizer: Tokenizer | Vocabulary, *, skip_special_tokens: bool = True):
+    def __init__(
+        self, tokenizer: Tokenizer | Vocabulary, *, skip_special_tokens: bool = True, keep: Iterable[str] = ()
+    ):
         self.vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary(tokenizer)
-        self._skip = self.vocabulary.special if skip_special_tokens else frozenset()
+        special, keep = self.vocabulary.special, tuple(keep)
+        self._skip = {id for id, name in special.items() if skip_special_tokens and not any(name in m for m in keep)}
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         # Of the other tokenizers: the last token that was written, which tells the decoder that the text has begun,
         # and those that are held.

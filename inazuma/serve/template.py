@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class ChatTemplate:
         encoding: str | None = None,
     ):
         self.source, self.with_tools, self.tokens, self.encoding = source, with_tools, dict(tokens or {}), encoding
+        self._asked: dict[str, bool] = {}
 
     @classmethod
     def load(cls, folder: str | Path) -> ChatTemplate:
@@ -109,10 +110,10 @@ class ChatTemplate:
         return text
 
     def _render(
-        self, messages: list[dict], tools: Sequence[Mapping] | None, add_generation_prompt: bool, variables: dict
+        self, messages: list[dict], tools: Sequence[Mapping] | None, add_generation_prompt: bool, options: dict
     ) -> str:
         if self.encoding == "deepseek_v32":
-            return deepseek_encoding.encode(messages, tools or (), add_generation_prompt, **variables)
+            return deepseek_encoding.encode(messages, tools or (), add_generation_prompt, **options)
         source = self.with_tools if tools and self.with_tools else self.source
         if source is None:
             return "\n\n".join(message["content"] for message in messages)
@@ -120,14 +121,11 @@ class ChatTemplate:
             messages = [
                 message | {"role": "system"} if message["role"] == "developer" else message for message in messages
             ]
-        template = compile_template(source)
-        arguments = _arguments_as_text if self._wants_text(source) else _arguments_as_objects
-        return template(
-            messages=[arguments(message, i) for i, message in enumerate(messages)],
-            tools=list(tools) if tools else None,
-            add_generation_prompt=add_generation_prompt,
-            **(self.tokens | variables),
-        )
+        if any("tool_calls" in message for message in messages) and self._wants_text(source):
+            messages = [_with_arguments(message, _as_text) for message in messages]
+        values = {"messages": messages, "tools": list(tools) if tools else None}
+        values["add_generation_prompt"] = add_generation_prompt
+        return compile_template(source)(**(self.tokens | values | options))
 
     @cached_property
     def takes_tools(self) -> bool:
@@ -160,8 +158,16 @@ class ChatTemplate:
         return None
 
     def _wants_text(self, source: str) -> bool:
-        """Whether the template takes a call's arguments as JSON text, not as an object: it is asked once."""
-        return False
+        """Whether a template takes the arguments of a call as JSON text and not as an object: it is tried."""
+        if source not in self._asked:
+            call = {"type": "function", "id": "call_000", "function": {"name": "f", "arguments": {"k": "v"}}}
+            messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+            try:
+                text = compile_template(source)(messages=messages, add_generation_prompt=False, **self.tokens)
+                self._asked[source] = "{'k': 'v'}" in text
+            except UserError:
+                self._asked[source] = True
+        return self._asked[source]
 
 
 def opens_thinking(prompt: str) -> bool:
@@ -185,24 +191,23 @@ def _in_words(messages: list[dict], tools: Sequence[Mapping]) -> list[dict]:
     """Tools, calls and results as contents, for a template that knows none of them."""
     written: list[dict] = []
     for i, message in enumerate(messages):
-        message = _arguments_as_objects(message, i)
-        calls = message.pop("tool_calls", None) or ()
         text = [message["content"]] if message["content"] else []
-        for call in calls:
-            function = {"name": call["function"]["name"], "arguments": call["function"]["arguments"]}
+        for call in message.pop("tool_calls", ()):
+            function = {name: call["function"][name] for name in ("name", "arguments")}
             text.append(f"<tool_call>\n{json.dumps(function, ensure_ascii=False)}\n</tool_call>")
         message["content"] = "\n".join(text)
         if message["role"] == "tool":
             result = f"<tool_response>\n{message['content']}\n</tool_response>"
             if i and messages[i - 1]["role"] == "tool":
                 written[-1]["content"] += "\n" + result
-                continue
-            message = {"role": "user", "content": result}
-        written.append(message)
+            else:
+                written.append({"role": "user", "content": result})
+        else:
+            written.append(message)
     if tools:
         offer = generic_tools(tools)
         if written[0]["role"] in ("system", "developer"):
-            written[0]["content"] += ("\n\n" if written[0]["content"] else "") + offer
+            written[0]["content"] += "\n\n" * bool(written[0]["content"]) + offer
         else:
             written.insert(0, {"role": "system", "content": offer})
     return written
@@ -213,53 +218,64 @@ def _token_text(token: Any) -> Any:
 
 
 def _message(message: Mapping, index: int) -> dict:
-    """A copy with its content as one text."""
+    """A copy with its content as one text, the arguments of calls as objects, and nothing that is null."""
     where = f"messages[{index}]"
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise UserError(f"{where}: has no role")
-    message = copy.deepcopy(dict(message))
-    content = message.get("content")
-    if isinstance(content, list | tuple):
-        texts = []
-        for j, part in enumerate(content):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            if kind not in ("text", "input_text", "output_text", "refusal"):
-                raise UserError(f"{where}.content[{j}]: a part of type {kind!r}; this model reads text only")
-            text = part.get("refusal" if kind == "refusal" else "text")
-            if not isinstance(text, str):
-                raise UserError(f"{where}.content[{j}]: has no text")
-            texts.append(text)
-        content = "\n".join(texts)
-    if content is not None and not isinstance(content, str):
-        raise UserError(f"{where}.content: is {type(content).__name__}, not text or a list of parts")
-    message["content"] = content or ""
-    return message
-
-
-def _arguments_as_objects(message: dict, index: int) -> dict:
-    return _with_arguments(message, index, lambda value: value)
-
-
-def _arguments_as_text(message: dict, index: int) -> dict:
-    return _with_arguments(message, index, lambda value: json.dumps(value, ensure_ascii=False))
-
-
-def _with_arguments(message: dict, index: int, form: Any) -> dict:
+    message = {name: value for name, value in copy.deepcopy(dict(message)).items() if value is not None}
+    message["content"] = _text(message.get("content", ""), f"{where}.content")
+    # vLLM's and OpenAI's open models' name for what DeepSeek's API and the templates call reasoning_content.
+    if "reasoning" in message:
+        message.setdefault("reasoning_content", message["reasoning"])
     if not message.get("tool_calls"):
-        return {name: value for name, value in message.items() if name != "tool_calls"}
-    calls = []
+        message.pop("tool_calls", None)
+        return message
     for j, call in enumerate(message["tool_calls"]):
-        where = f"messages[{index}].tool_calls[{j}]"
         function = call.get("function") if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise UserError(f"{where}: has no function name")
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments or "{}")
-            except ValueError:
-                raise UserError(f"{where}.function.arguments: is not JSON") from None
-        if not isinstance(arguments or {}, Mapping):
-            raise UserError(f"{where}.function.arguments: is not a JSON object")
-        calls.append(dict(call) | {"function": dict(function) | {"arguments": form(arguments or {})}})
-    return message | {"tool_calls": calls}
+            raise UserError(f"{where}.tool_calls[{j}]: has no function name")
+    return _with_arguments(message, lambda arguments, j: _object(arguments, f"{where}.tool_calls[{j}]"))
+
+
+def _text(content: Any, where: str) -> str:
+    """A content, text or a list of parts, as one text."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        raise UserError(f"{where}: is neither text nor a list of parts")
+    texts = []
+    for j, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind not in ("text", "input_text", "output_text", "refusal"):
+            raise UserError(f"{where}[{j}]: is a part of type {kind!r}; this model reads text only")
+        text = part.get("refusal" if kind == "refusal" else "text")
+        if not isinstance(text, str):
+            raise UserError(f"{where}[{j}]: has no text")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _object(arguments: Any, where: str) -> Mapping:
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments.strip() or "{}")
+        except (ValueError, RecursionError):
+            raise UserError(f"{where}.function.arguments: is not JSON") from None
+    if arguments is None:
+        return {}
+    if not isinstance(arguments, Mapping):
+        raise UserError(f"{where}.function.arguments: is not a JSON object")
+    return arguments
+
+
+def _as_text(arguments: Any, index: int) -> str:
+    return json.dumps(arguments, ensure_ascii=False)
+
+
+def _with_arguments(message: dict, form: Callable[[Any, int], Any]) -> dict:
+    """The message with its calls' arguments in another form."""
+    calls = [
+        call | {"function": call["function"] | {"arguments": form(call["function"].get("arguments"), j)}}
+        for j, call in enumerate(message.get("tool_calls", ()))
+    ]
+    return message | {"tool_calls": calls} if calls else message
