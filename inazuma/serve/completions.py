@@ -73,7 +73,7 @@ def _choices(body: CompletionBody, call: Call, seed: int) -> list[Choice]:
                 call.served.stop_ids,
                 body.logprobs,
                 body.logprobs if body.echo else None,
-                mask.fork() if mask else None,
+                mask=mask.fork() if mask else None,
             )
             choices.append(Choice(place * n + choice, request, given))
     return choices

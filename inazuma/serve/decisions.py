@@ -182,8 +182,10 @@ async def _decide(call: Call, messages: list[dict[str, Any]], questions: list[Qu
     probabilities = []
     for question in questions:
         prefix, answered = await asyncio.to_thread(_tokens, call.served, messages, question)
-        ends = await asyncio.gather(*(_read(call, prefix + tokens) for tokens in answered))
-        scores = [math.fsum(token.logprob for token in done.prompt[len(prefix) :]) / temperature for done in ends]
+        # The first answer's pass leaves the question in the cache, where the others find it.
+        ends = [await _read(call, prefix, answered[0])]
+        ends += await asyncio.gather(*(_read(call, prefix, tokens) for tokens in answered[1:]))
+        scores = [math.fsum(token.logprob for token in done.prompt) / temperature for done in ends]
         probabilities.append(softmax(scores))
         reads += ends
     call.record.prompt_tokens = sum(done.prompt_tokens for done in reads)
@@ -196,8 +198,9 @@ def _tokens(served: Served, messages: list[dict[str, Any]], question: Question) 
     return prompt, [served.decision_answer(answer) for answer in question.answers]
 
 
-async def _read(call: Call, prompt: list[int]) -> Done:
-    async with call.slot, call.run(EngineRequest(prompt, 0, prompt_logprobs=0)) as run:
+async def _read(call: Call, question: list[int], answer: list[int]) -> Done:
+    request = EngineRequest(question + answer, 0, prompt_logprobs=0, prompt_logprobs_start=len(question))
+    async with call.slot, call.run(request) as run:
         return await run.read()
 
 

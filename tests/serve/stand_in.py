@@ -126,10 +126,11 @@ class StandIn:
         if request.prompt_logprobs is not None:
             rows = logits_TV[:-1].log_softmax(-1)
             pairs = zip(prompt[1:], rows, strict=True)
-            told["prompt"] = (
+            tokens = (
                 Token(prompt[0]),
                 *(_token(token, row, request.prompt_logprobs) for token, row in pairs),
             )
+            told["prompt"] = tokens[request.prompt_logprobs_start :]
         if request.hidden:
             told["hidden"] = hidden_BTE[0].float().mean(0)
         if request.selection:

@@ -94,7 +94,7 @@ def load_engine(path, **options):
     )
     engine = StandIn(inazuma.load(path))
     engine.step_seconds = 0.05
-    return engine
+    return types.SimpleNamespace(engine=engine, notes=["weights of nothing"])
 loading.load_engine = load_engine
 sys.modules["inazuma.serve.loading"] = loading
 from inazuma.cli import main
@@ -112,6 +112,7 @@ def test_the_command_serves_until_it_is_told_to_stop(folder):
         text=True,
     )
     try:
+        assert process.stdout.readline() == "weights of nothing\n", process.stderr.read()
         line = process.stdout.readline()
         assert line.startswith("a/b is served at http://127.0.0.1:"), process.stderr.read()
         client = openai.OpenAI(base_url=f"{line.split()[-1]}/v1", api_key="k", max_retries=0)
