@@ -71,7 +71,7 @@ class Conversation:
                     answer.first_s = time.monotonic() - started
                 answer.total_s = time.monotonic() - started
                 yield answer
-        except GeneratorExit:
+        except (GeneratorExit, KeyboardInterrupt):
             answer.stopped = True
             raise
         finally:
@@ -79,19 +79,22 @@ class Conversation:
                 self.messages = [*asked, {"role": "assistant", "content": answer.text}]
 
     def _stream(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        with _told(self.url), _client(self.url, self.key) as client:
-            with client.stream("POST", "/v1/chat/completions", json=body) as response:
-                if response.status_code != 200:
-                    response.read()
-                    raise RunError(_reason(response))
-                for line in response.iter_lines():
-                    data = line.removeprefix("data: ")
-                    if data == line or data == "[DONE]":
-                        continue
-                    event = json.loads(data)
-                    if "error" in event:
-                        raise RunError(event["error"]["message"])
-                    yield event
+        with (
+            _told(self.url),
+            _client(self.url, self.key) as client,
+            client.stream("POST", "/v1/chat/completions", json=body) as response,
+        ):
+            if response.status_code != 200:
+                response.read()
+                raise RunError(_reason(response))
+            for line in response.iter_lines():
+                data = line.removeprefix("data: ")
+                if data == line or data == "[DONE]":
+                    continue
+                event = json.loads(data)
+                if "error" in event:
+                    raise RunError(event["error"]["message"])
+                yield event
 
     def take_back(self) -> str | None:
         """Removes the last question and its answer; the question, if there was one."""
@@ -134,6 +137,7 @@ class Conversation:
         """
         found = read_json(path)
         messages = found.get("messages") if isinstance(found, dict) else None
+        messages = messages if isinstance(messages, list) and all(isinstance(x, dict) for x in messages) else None
         right = isinstance(messages, list) and all(
             isinstance(message, dict)
             and isinstance(message.get("role"), str)
