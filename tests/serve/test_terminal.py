@@ -14,6 +14,7 @@ import time
 
 import pytest
 from rich.console import Console
+from rich.markdown import Markdown
 
 from inazuma.errors import UserError
 from inazuma.serve.chat import Conversation
@@ -147,7 +148,7 @@ def test_long_answers_are_shown_once():
     text = "# Title\n\n" + "".join(f"Paragraph number {i}.\n\n" for i in range(80)) + "```\ncode\n\nmore\n```\n\nend"
     console = Console(width=60, height=10, force_terminal=True, file=io.StringIO())
     printed = []
-    console.print = lambda markdown: printed.append(markdown.markup)
+    console.print = lambda shown: printed.append(shown.markup) if isinstance(shown, Markdown) else None
     shown = Stream(console)
     for end in range(0, len(text), 7):
         shown.update(text[:end])
