@@ -1,4 +1,4 @@
-"""`inazuma bench ops`"""
+"""`inazuma bench ops` and `inazuma bench serve`"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SUMMARY = "measure the operators on this machine, against dense attention and others' code"
+SUMMARY = "measure operators and servers on this machine, against others' code"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,9 +50,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     ops.add_argument("--force", action="store_true", help="replace an existing run folder")
     ops.add_argument("--json", action="store_true", help="print the figures as JSON")
+    ops.set_defaults(what=_ops)
+    serve = verbs.add_parser(
+        "serve",
+        help="a served model's speed, against llama.cpp and transformers",
+        description="Serves the same weights with inazuma, with llama.cpp (xllamacpp) and with transformers, in turns, "
+        "and prints tokens a second: written for one client, read, and written for eight clients.",
+        allow_abbrev=False,
+    )
+    serve.add_argument("model", type=Path, metavar="MODEL", help="a model folder")
+    serve.add_argument("--gguf", type=Path, required=True, metavar="FILE", help="the same weights for llama.cpp")
+    serve.add_argument("--turns", type=int, default=3, metavar="N", help="of which medians are taken (default: 3)")
+    serve.add_argument("--json", action="store_true", help="print the figures as JSON")
+    serve.set_defaults(what=_serve)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    return arguments.what(arguments)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from inazuma.bench.serve import compare
+
+    console = Console(stderr=True)
+    found = compare(arguments.model, arguments.gguf, turns=arguments.turns, say=lambda line: console.print(line))
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    table = Table("tokens a second", "one client", "reading", "eight clients", box=None)
+    for name, figures in found.items():
+        table.add_row(name, *(f"{figures[figure]['median']:,.0f}" for figure in ("decode", "prefill", "clients")))
+    Console(highlight=False).print(table)
+    return 0
+
+
+def _ops(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

