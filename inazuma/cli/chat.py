@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inazuma.cli.generate import parse_size
-from inazuma.errors import UserError
+from inazuma.errors import UserError, needs_extra
 
 SUMMARY = "talk with a model in the terminal"
 
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    needs_extra("serve", "fastapi", "uvicorn", "llguidance", "httpx2")
     from rich.console import Console
 
     from inazuma.serve.chat import Conversation, models

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from inazuma.cli.generate import parse_size
-from inazuma.errors import UserError
+from inazuma.errors import UserError, needs_extra
 
 SUMMARY = "answer over HTTP as OpenAI's API does, with a model on this machine"
 
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    needs_extra("serve", "fastapi", "uvicorn", "llguidance", "httpx2")
     from inazuma.serve.security import Security, is_loopback, read_keys
 
     keys = read_keys(arguments.api_key, arguments.api_key_file, os.environ.get("INAZUMA_API_KEY"))
