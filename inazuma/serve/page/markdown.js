@@ -111,7 +111,9 @@ function list(lines, at) {
 const cells = (line) =>
   line.trim().replace(/^\||(?<!\\)\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
 
-function draw(block) {
+function draw(block, depth = 0) {
+  // So deep nobody nests; what does would exhaust the stack.
+  if (depth > 16) return el("p", {}, block.source);
   switch (block.kind) {
     case "heading":
       // The page's own headings are the first two levels.
@@ -121,9 +123,9 @@ function draw(block) {
     case "code":
       return drawCode(block);
     case "quote":
-      return el("blockquote", {}, ...blocks(block.text).map(draw));
+      return el("blockquote", {}, ...blocks(block.text).map((one) => draw(one, depth + 1)));
     case "list":
-      return el(block.ordered ? "ol" : "ul", block.ordered ? { start: block.first } : {}, ...block.items.map((item) => drawItem(item, block.loose)));
+      return drawList(block, depth);
     case "table":
       return drawTable(block);
     default:
@@ -137,9 +139,10 @@ function drawCode({ text, language }) {
   return el("div", { className: "code" }, head, el("pre", { tabIndex: 0 }, el("code", {}, text)));
 }
 
-function drawItem(text, loose) {
-  const inside = blocks(text);
-  return el("li", {}, ...inside.flatMap((one) => (one.kind === "paragraph" && !loose ? inline(one.text) : [draw(one)])));
+function drawList({ ordered, first, loose, items }, depth) {
+  const content = (one) => (one.kind === "paragraph" && !loose ? inline(one.text) : [draw(one, depth + 1)]);
+  const drawn = items.map((item) => el("li", {}, ...blocks(item).flatMap(content)));
+  return ordered ? el("ol", { start: first }, ...drawn) : el("ul", {}, ...drawn);
 }
 
 function drawTable({ rows: [head, ...rows], align }) {
