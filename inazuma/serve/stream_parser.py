@@ -270,7 +270,12 @@ class Parser:
             marker = yield from self._until(ends, lambda text: call.write(escape(text)))
             call.write("" if self._cut_here(marker) else '"')
             return marker
-        value, marker = yield from self._text_until(*ends)
+        pieces: list[str] = []
+        if types is not None and "string" not in types:
+            # Markers that stand in an object's strings end nothing.
+            yield from self._json_value(pieces.append)
+        rest, marker = yield from self._text_until(*ends)
+        value = "".join(pieces) + rest
         if not self._cut_here(marker):
             call.write(typed(value, types))
         elif types is None or "string" in types:
