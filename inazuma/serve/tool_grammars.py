@@ -17,7 +17,7 @@ _ABOUT = {"title", "description", "default", "examples", "deprecated", "$comment
 _OF_OBJECTS = _ABOUT | {"type", "properties", "required", "additionalProperties", "$defs", "definitions", "$id"}
 _OF_TEXT = _ABOUT | {"type", "enum", "const", "pattern", "minLength", "maxLength", "format"}
 
-_DATE = r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
+_DATE = r"[1-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
 _TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+\-]([01][0-9]|2[0-3]):[0-5][0-9])"
 _BYTE = r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _TEXT_FORMATS = {
