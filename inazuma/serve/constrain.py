@@ -23,8 +23,10 @@ LARGEST = 1 << 20
 
 _WHITE = r"[\x20\x0A\x0D\x09]{1,40}"
 """White space between JSON's parts: without a bound, weak models write nothing else."""
-_REFUSED = ("x-guidance", "divisibleBy", "disallow", "extends")
-"""What llguidance would take as its own settings, and words of old drafts that it passes over."""
+_OLD = ("divisibleBy", "disallow", "extends")
+"""Words of old drafts that llguidance passes over; others that it does not know it names itself."""
+_OF_NAMES = ("properties", "patternProperties", "$defs", "definitions")
+_OF_VALUES = ("enum", "const", "default", "examples")
 
 
 class GrammarMask:
@@ -162,17 +164,22 @@ def _check_schema(schema: Any, where: str) -> None:
     """Refuses what llguidance would pass over."""
     if not isinstance(schema, Mapping | bool):
         raise UserError(f"{where}: is not a JSON schema")
+    if isinstance(schema, Mapping) and "x-guidance" in schema:
+        raise UserError(f"{where}: 'x-guidance' is not supported")
     waiting = [schema]
     while waiting:
         part = waiting.pop()
-        if isinstance(part, Mapping):
-            for word in _REFUSED:
-                # A property may have any name; the word itself has a value that says what it is.
-                if word in part and not ("type" not in part and isinstance(part[word], Mapping | bool)):
-                    raise UserError(f"{where}: {word!r} is not supported")
-            waiting.extend(part.values())
-        elif isinstance(part, list | tuple):
+        if isinstance(part, list | tuple):
             waiting.extend(part)
+        if not isinstance(part, Mapping):
+            continue
+        for word, value in part.items():
+            if word in _OLD:
+                raise UserError(f"{where}: {word!r} is not supported")
+            if word in _OF_NAMES and isinstance(value, Mapping):
+                waiting.extend(value.values())
+            elif word not in _OF_VALUES:
+                waiting.append(value)
 
 
 def _with_spaces(schema: Mapping | bool) -> Any:

@@ -23,16 +23,15 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import make_attrgetter
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from inazuma.errors import UserError
 
 LONGEST = 1 << 25
-"""Characters of a text, written or in the making; elements of a list."""
+"""Characters of a text, written or in the making; a list's element counts as 32."""
 STEPS = 1_000_000
 """Rounds of loops, calls of macros and of methods."""
-SECONDS = 20.0
+SECONDS = 10.0
 
 _WITHOUT = ("batch", "slice", "urlize", "wordwrap", "pprint", "xmlattr", "filesizeformat", "random", "sum")
 
@@ -61,6 +60,24 @@ class _Meter:
         if length > LONGEST:
             raise TooMuch("it makes a text that is too long")
 
+    def text(self, value: Any) -> str:
+        """`str(value)`, where that is not too long."""
+        if not isinstance(value, str):
+            self.check_deep(value)
+        return str(value)
+
+    def check_deep(self, value: Any) -> None:
+        """The same for what a list or a dict holds: one long text may stand in it any number of times."""
+        waiting, length = [value], 0
+        while waiting:
+            value = waiting.pop()
+            length += len(value) + 1 if isinstance(value, str) else 1
+            self.check(length)
+            if isinstance(value, list | tuple | dict):
+                self.check(length + len(value))
+                waiting.extend(value)
+                waiting.extend(value.values() if isinstance(value, dict) else ())
+
 
 _METER: ContextVar[_Meter] = ContextVar("meter")
 
@@ -79,9 +96,7 @@ class _Bounds(Extension):
         _METER.get().step(written)
 
     def join(self, *parts: Any) -> str:
-        texts = [str(part) for part in parts]
-        _METER.get().check(sum(map(len, texts)))
-        return "".join(texts)
+        return _joined([_METER.get().text(part) for part in parts], "")
 
 
 class _Counted(NodeTransformer):
@@ -104,13 +119,6 @@ class _Counted(NodeTransformer):
         return self._bounds.call_method("join", node.nodes, lineno=node.lineno)
 
 
-class _Namespace(Namespace):
-    def __setitem__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            raise jinja2.TemplateError(f"a namespace takes no {name!r}")
-        super().__setitem__(name, value)
-
-
 class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -121,13 +129,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters |= {
             "tojson": _tojson,
             "join": _join,
+            "string": lambda value: _METER.get().text(value),
             "replace": lambda text, old, new, count=-1: _replace(str(text), str(old), str(new), count),
             "center": lambda text, width=80: _method(str(text), "center")(width),
             "indent": _indent(self.filters["indent"]),
             "format": lambda form, *args, **kwargs: _formatted(str(form), kwargs or args),
         }
         del self.globals["lipsum"]
-        self.globals |= {"namespace": _Namespace, "raise_exception": _raise, "strftime_now": _now}
+        self.globals |= {"raise_exception": _raise, "strftime_now": _now}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         return _Counted(self.extensions[_Bounds.identifier]).visit(super()._parse(source, name, filename))
@@ -137,15 +146,21 @@ class _Environment(ImmutableSandboxedEnvironment):
         if operator == "%" and isinstance(left, str):
             return _formatted(left, right)
         if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
-            meter.check(len(left) + len(right))
+            meter.check(_length(left) + _length(right))
         if operator == "*":
             for one, other in ((left, right), (right, left)):
                 if isinstance(one, str | list | tuple) and isinstance(other, int):
-                    meter.check(len(one) * other)
+                    meter.check(_length(one) * other)
         # Whole numbers have no bound in Python.
         if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             meter.check(left.bit_length() * (right if operator == "**" else right.bit_length()))
         return super().call_binop(context, operator, left, right)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        form = getattr(value, "__self__", None)
+        if isinstance(form, str) and value.__name__ in ("format", "format_map"):
+            _check_braces(form)
+        return super().wrap_str_format(value)
 
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
         _METER.get().step()
@@ -155,9 +170,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call(context, function, *args, **kwargs)
 
 
+def _length(value: str | list | tuple) -> int:
+    return len(value) * (1 if isinstance(value, str) else 32)
+
+
 def _written(value: Any) -> str:
     """Counts what `{{ … }}` writes, also where it is caught (`{% set %}`, macros) and comes to the output later."""
-    text = str(value)
+    text = _METER.get().text(value)
     _METER.get().write(len(text))
     return text
 
@@ -172,16 +191,20 @@ def _method(text: str, name: str) -> Callable | None:
         return lambda old, new, count=-1: _replace(text, old, new, count)
     if name == "join":
         return lambda parts: _joined(list(parts), text)
-    if name in ("format", "format_map") and _WIDE.search(text):
-        raise TooMuch("it pads text too far")
     return None
 
 
-_WIDE = re.compile(r"\d{5}|\*")
+_WIDE_PERCENT, _WIDE_BRACES = re.compile(r"%[^a-zA-Z%]*(\d{5}|\*)"), re.compile(r"\{[^{}]*(\d{5}|\{)")
+"""Widths in a format that are large, or computed."""
+
+
+def _check_braces(form: str) -> None:
+    if _WIDE_BRACES.search(form.replace("{{", "")):
+        raise TooMuch("it pads text too far")
 
 
 def _formatted(form: str, values: Any) -> str:
-    if _WIDE.search(form):
+    if _WIDE_PERCENT.search(form):
         raise TooMuch("it pads text too far")
     return form % values
 
@@ -195,7 +218,7 @@ def _replace(text: str, old: str, new: str, count: int | None = -1) -> str:
 @pass_environment
 def _join(environment: jinja2.Environment, values: Any, separator: Any = "", attribute: Any = None) -> str:
     values = list(values) if attribute is None else list(map(make_attrgetter(environment, attribute), values))
-    return _joined([str(value) for value in values], str(separator))
+    return _joined([_METER.get().text(value) for value in values], str(separator))
 
 
 def _joined(parts: list[str], separator: str) -> str:
@@ -216,6 +239,7 @@ def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     # Jinja's own escapes what is special in HTML; models were trained on plain JSON.
+    _METER.get().check_deep(value)
     if isinstance(indent, int):
         _METER.get().check(indent * 1000)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

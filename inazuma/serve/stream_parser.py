@@ -90,6 +90,8 @@ class Parser:
         self._ended = self._truncated = False
         self._out: list[Delta] = []
         self._calls = 0
+        self._inside = False
+        """Whether calls are being read."""
         self._space = ""
         """White space at the end of what was written so far: left out where a marker follows."""
         self._fresh = False
@@ -127,7 +129,9 @@ class Parser:
             yield from self._reasoning()
         while (marker := (yield from self._until(self._markers, self._content))) is not None:
             self._space = ""
+            self._inside = True
             yield from self._read_calls(marker)
+            self._inside = False
             self._fresh = True
         if self._space:
             self._out.append(Content(self._space))
@@ -173,8 +177,10 @@ class Parser:
                 before, self._buffer = self._buffer[:start], self._buffer[start + len(marker) :]
                 sink(before)
                 return marker
-            certain = len(self._buffer) - (0 if self._ended else overlap(self._buffer, markers))
-            before, self._buffer = self._buffer[:certain], self._buffer[certain:]
+            # The beginning of a marker stays; where a call was cut off within one, it is dropped.
+            partial = 0 if self._ended and not self._cut else overlap(self._buffer, markers)
+            certain = len(self._buffer) - partial
+            before, self._buffer = self._buffer[:certain], "" if self._ended else self._buffer[certain:]
             sink(before)
             if self._ended:
                 return None
@@ -194,9 +200,17 @@ class Parser:
                 if text.startswith(option):
                     self._buffer = text[len(option) :]
                     return option
-            if self._ended or not any(option.startswith(text) for option in options):
+            partial = any(option.startswith(text) for option in options)
+            if self._ended or not partial:
+                if partial and self._cut:
+                    self._buffer = ""
                 return None
             yield
+
+    @property
+    def _cut(self) -> bool:
+        """Whether the text was cut off within calls."""
+        return self._ended and self._truncated and self._inside
 
     def _json_value(self, sink: Callable[[str], None]) -> Steps:
         """Gives the text of one JSON value, white space before it aside, to `sink` as it comes; returns whether there
@@ -259,7 +273,7 @@ class Parser:
 
     def _cut_here(self, marker: str | None) -> bool:
         """Whether the text was cut off where a marker was looked for and not found."""
-        return marker is None and self._ended and self._truncated and not self._buffer.strip()
+        return marker is None and self._cut and not self._buffer.strip()
 
     def _read_value(self, call: Call, key: str, types: frozenset[str] | None, ends: tuple[str, ...]) -> Steps:
         """Reads a parameter's value, given as text, to the marker that it returns. Strings are written as they come,
@@ -270,13 +284,17 @@ class Parser:
             marker = yield from self._until(ends, lambda text: call.write(escape(text)))
             call.write("" if self._cut_here(marker) else '"')
             return marker
-        value, marker = yield from self._text_until(*ends)
+        pieces: list[str] = []
+        if types is not None and "string" not in types:
+            # Markers that stand in an object's strings end nothing.
+            yield from self._json_value(pieces.append)
+        rest, marker = yield from self._text_until(*ends)
+        value = "".join(pieces) + rest
         if not self._cut_here(marker):
             call.write(typed(value, types))
-        elif types is None or "string" in types:
-            call.write('"' + escape(value))
-        else:
+        elif types is not None and "string" not in types:
             call.write(value.strip())
+        # Else it was not yet known whether it is text.
         return marker
 
 

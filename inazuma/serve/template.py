@@ -23,8 +23,9 @@ class ChatTemplate:
     A model without a template (a base model) gets the contents of the messages, in order, with an empty line between
     them, and nothing else: no roles, no special tokens.
 
-    A template without a place for tools gets them all the same, in a system message of our wording that asks for the
-    `hermes` format (`generic_tools`); earlier calls and results are then written into the contents.
+    A template without a place for tools gets them all the same, in a system message (`generic_tools`) that asks for the
+    `hermes` format, or for DeepSeek's where the template writes earlier calls in it. A template that does not write
+    earlier calls gets them and their results as contents.
 
     Args:
         source: The template in Jinja; None: there is none.
@@ -98,10 +99,11 @@ class ChatTemplate:
                 raise UserError(f"messages[{len(messages) - 1}]: there is no content to continue")
             add_generation_prompt = False
             messages[-1]["content"] += _END_MARK
-        if tools and not self.takes_tools:
-            messages, tools = _in_words(messages, tools), None
-        elif not self.takes_tools:
-            messages = _in_words(messages, ())
+        if not self.takes_tools:
+            if "tool_calls" not in (self.source or ""):
+                messages = _in_words(messages)
+            if tools:
+                messages, tools = _offered(messages, generic_tools(tools, self.detect())), None
         text = self._render(messages, tools, add_generation_prompt, template_kwargs)
         if continue_final_message:
             text, mark, _ = text.rpartition(_END_MARK)
@@ -144,18 +146,17 @@ class ChatTemplate:
         know."""
         if self.encoding:
             return self.encoding
+        source = self.with_tools or self.source or ""
+        if "<｜tool▁calls▁begin｜>" in source:
+            return "deepseek_v3" if "```json" in source else "deepseek_v31"
         if not self.takes_tools:
             return "hermes"
-        source = self.with_tools or self.source or ""
         if "<arg_key>" in source:
             return "glm47" if "</arg_key><arg_value>" in source else "glm45"
         if "｜DSML｜" in source:
             return "deepseek_v32"
-        if "<｜tool▁calls▁begin｜>" in source:
-            return "deepseek_v3" if "```json" in source else "deepseek_v31"
-        if "<tool_call>" in source and "<function=" not in source:
-            return "hermes"
-        return None
+        # Qwen3-Coder and others write <function=name> between the same tags.
+        return "hermes" if "<tool_call>" in source and "<function=" not in source else None
 
     def _wants_text(self, source: str) -> bool:
         """Whether a template takes the arguments of a call as JSON text and not as an object: it is tried."""
@@ -175,41 +176,57 @@ def opens_thinking(prompt: str) -> bool:
     return prompt.rstrip().endswith("<think>")
 
 
-def generic_tools(tools: Sequence[Mapping]) -> str:
-    """The system message that offers tools to a model whose template has no place for them."""
+_ASK = {
+    "hermes": '<tool_call>\n{"name": "function name", "arguments": {"parameter": "value"}}\n</tool_call>',
+    "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function name<｜tool▁sep｜>"
+    '{"parameter": "value"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+    "deepseek_v3": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>function name\n"
+    '```json\n{"parameter": "value"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+}
+
+
+def generic_tools(tools: Sequence[Mapping], format: str | None = "hermes") -> str:
+    """The system message that offers tools to a model whose template has no place for them, and asks for calls in a
+    format."""
     listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
-    return (
+    text = (
         "You can call these functions, each described by a line of JSON:\n"
         f"<tools>\n{listed}\n</tools>\n"
-        "To call one, write exactly this, one block a call, with the arguments as the function's parameters say:\n"
-        '<tool_call>\n{"name": "function name", "arguments": {"parameter": "value"}}\n</tool_call>\n'
-        "Its result comes back in <tool_response></tool_response>. Without need of a function, just answer."
+        "To call one, write exactly this, with the arguments that the function's parameters describe:\n"
+        f"{_ASK[format or 'hermes']}\n"
     )
+    if format == "hermes":
+        text += "Its result comes back in <tool_response></tool_response>. "
+    return text + "Without need of a function, just answer."
 
 
-def _in_words(messages: list[dict], tools: Sequence[Mapping]) -> list[dict]:
-    """Tools, calls and results as contents, for a template that knows none of them."""
+def _offered(messages: list[dict], offer: str) -> list[dict]:
+    """The messages with an offer of tools in the system message."""
+    first = messages[0]
+    if first["role"] not in ("system", "developer"):
+        return [{"role": "system", "content": offer}, *messages]
+    content = f"{first['content']}\n\n{offer}" if first["content"] else offer
+    return [first | {"content": content}, *messages[1:]]
+
+
+def _in_words(messages: list[dict]) -> list[dict]:
+    """Calls and results as contents, for a template that knows neither."""
     written: list[dict] = []
     for i, message in enumerate(messages):
         text = [message["content"]] if message["content"] else []
-        for call in message.pop("tool_calls", ()):
+        for call in message.get("tool_calls", ()):
             function = {name: call["function"][name] for name in ("name", "arguments")}
             text.append(f"<tool_call>\n{json.dumps(function, ensure_ascii=False)}\n</tool_call>")
-        message["content"] = "\n".join(text)
-        if message["role"] == "tool":
-            result = f"<tool_response>\n{message['content']}\n</tool_response>"
-            if i and messages[i - 1]["role"] == "tool":
-                written[-1]["content"] += "\n" + result
-            else:
-                written.append({"role": "user", "content": result})
+        content = "\n".join(text)
+        if message["role"] != "tool":
+            rest = {name: value for name, value in message.items() if name != "tool_calls"}
+            written.append(rest | {"content": content})
+            continue
+        result = f"<tool_response>\n{content}\n</tool_response>"
+        if i and messages[i - 1]["role"] == "tool":
+            written[-1]["content"] += "\n" + result
         else:
-            written.append(message)
-    if tools:
-        offer = generic_tools(tools)
-        if written[0]["role"] in ("system", "developer"):
-            written[0]["content"] += "\n\n" * bool(written[0]["content"]) + offer
-        else:
-            written.insert(0, {"role": "system", "content": offer})
+            written.append({"role": "user", "content": result})
     return written
 
 

@@ -17,7 +17,7 @@ _ABOUT = {"title", "description", "default", "examples", "deprecated", "$comment
 _OF_OBJECTS = _ABOUT | {"type", "properties", "required", "additionalProperties", "$defs", "definitions", "$id"}
 _OF_TEXT = _ABOUT | {"type", "enum", "const", "pattern", "minLength", "maxLength", "format"}
 
-_DATE = r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
+_DATE = r"[1-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
 _TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+\-]([01][0-9]|2[0-3]):[0-5][0-9])"
 _BYTE = r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _TEXT_FORMATS = {
@@ -82,6 +82,11 @@ class _Lark:
             if piece
         )
 
+    def _parted(self, text: str) -> tuple[str, str, str]:
+        """(text before the first special token, the token, the rest)"""
+        before, *rest = self._split.split(text, maxsplit=1)
+        return (before, *rest) if rest else (before, "", "")
+
     def json(self, schema: Any, root: Mapping) -> str:
         """JSON that a schema within `root` accepts."""
         if isinstance(schema, Mapping) and "$ref" in json.dumps(schema):
@@ -111,18 +116,26 @@ class _Lark:
             if schema["format"] not in _TEXT_FORMATS:
                 raise UserError(f"{where}: format {schema['format']!r} cannot be guaranteed in this model's tool calls")
             terms.append(f"/{regex_to_lark(_TEXT_FORMATS[schema['format']], '')}/")
-        ends = self.text(end)
-        atomic = ends.startswith("<")
-        markers = "|".join(regex_to_lark(re.escape(marker), "") for marker in (*avoid, *([end] if atomic else [])))
+        before, special, after = self._parted(end)
+        atomic = [end] if special else []
+        markers = "|".join(regex_to_lark(re.escape(marker), "") for marker in (*avoid, *atomic))
         terms.append(f"~/(?s:.*)({markers})(?s:.*)/")
         terminal = f"T{len(self.rules)}"
         self.rules.append(f"{terminal}: {' & '.join(terms)}")
-        return f"{terminal} {ends}" if atomic else self.rule(f"{terminal} {ends}", "[lazy]")
+        if not special:
+            return self.rule(f"{terminal} {self.text(end)}", "[lazy]")
+        # A special token ends the text wherever it comes; what stands before it in the marker is the text's own end.
+        if before:
+            self.rules.append(f"{terminal}E: {terminal} {json.dumps(before)}")
+            terminal += "E"
+        return f"{terminal} {self.text(special + after)}"
 
     def values(self, schema: Any, root: Mapping, form: _Form, where: str) -> list[tuple[bool, str]]:
         """Ways to write a value and the marker after it: (whether it is text, grammar)."""
         schema = resolve(schema, root)
         types = types_of(schema, root)
+        if schema is True or (isinstance(schema, Mapping) and not set(schema) - _ABOUT):
+            return [(True, self.text_value({}, form.end, form.avoid, where))]  # whatever it reads as is valid
         if not isinstance(schema, Mapping) or types is None or "string" not in types:
             return [(False, f"{self.json(schema, root)} {self.text(form.end)}")]
         for word in ("anyOf", "oneOf"):
