@@ -1,6 +1,6 @@
 import { button, composing, el } from "./dom.js";
 
-const small = (label) => ({ className: "quiet small", "aria-label": label });
+const small = (label) => ({ className: "quiet small", title: label, "aria-label": label });
 
 /** Fills the list of conversations. `on`: {open(one), rename(one, title), remove(one)}. */
 export function drawList(list, conversations, current, on) {
@@ -12,8 +12,8 @@ function entry(one, isCurrent, on) {
   const open = button(title, () => on.open(one), { className: "quiet", title });
   if (isCurrent) open.setAttribute("aria-current", "true");
   const item = el("li", { className: isCurrent ? "current" : "" });
-  const rename = button("Rename", () => item.replaceChildren(field(one, on)), small(`Rename ${title}`));
-  const remove = button("Delete", () => confirm(`Delete “${title}”? This cannot be undone.`) && on.remove(one), small(`Delete ${title}`));
+  const rename = button("✎", () => item.replaceChildren(field(one, on)), small(`Rename ${title}`));
+  const remove = button("✕", () => confirm(`Delete “${title}”? This cannot be undone.`) && on.remove(one), small(`Delete ${title}`));
   item.append(open, rename, remove);
   return item;
 }
