@@ -53,7 +53,8 @@ class Packed(ABC):
         """
         Args:
             x: float32 `[...,K]`, contiguous. int8 and int4 quantise each row by itself, `SHARED` inputs at a time as
-                `quantize_rows` does, bfloat16 rounds it. A row with a number that is not finite gives NaN in int8 and int4, and what IEEE 754 says in the others.
+                `quantize_rows` does, bfloat16 rounds it. A row with a number that is not finite gives NaN in int8 and
+                int4, and what IEEE 754 says in the others.
             out: float32 `[...,N]`, contiguous, to write to.
 
         Returns:
