@@ -53,7 +53,8 @@ INAZUMA_API int inazuma_index_loss(const InazumaProblem*, InazumaTensor index_q,
 //   int4      [panel][K / INAZUMA_GROUP]: a group's scales [output] and zeros [output] in bfloat16, then
 //             [INAZUMA_GROUP / 8][output][4] bytes of two steps: the low half is input i of eight, the high half i + 4.
 //             A weight is its step times its scale, plus its zero
-// Inputs of int8 and int4 become int8 with one scale for each row. A row's outputs depend on nothing but that row.
+// Inputs of int8 and int4 become int8, with a scale for every 4 * INAZUMA_GROUP or INAZUMA_GROUP of a row. A row's
+// outputs depend on nothing but that row.
 #define INAZUMA_PANEL 32
 #define INAZUMA_GROUP 32
 enum { INAZUMA_FLOAT32, INAZUMA_BFLOAT16, INAZUMA_INT8, INAZUMA_INT4 };

@@ -15,8 +15,6 @@ typedef uint16_t HalfU __attribute__((vector_size(VL * 2), aligned(1), may_alias
 typedef uint32_t Word __attribute__((aligned(1), may_alias));
 
 constexpr int VECTORS = PANEL / VL;
-constexpr int HEAD = 64;  // bytes: a block begins with the rows' scales
-
 enum Kind { FLOAT32, BFLOAT16, INT8, INT4 };
 
 inline U load(const uint8_t* p) { return *reinterpret_cast<const UU*>(p); }
@@ -62,10 +60,14 @@ inline int fit(int n) { return n <= 4 ? n : n <= 6 ? 6 : n <= 8 ? 8 : 12; }
 
 constexpr int64_t round64(int64_t n) { return (n + 63) / 64 * 64; }
 
-// Behind the scales, int8 has the sum of each row, int4 the sums of each group.
+// Inputs that share a scale, and their integer sums an addition in float32.
+constexpr int shared(int kind) { return kind == INT4 ? GROUP : 4 * GROUP; }
+
+// A block of whole numbers begins with the groups' scales, [group][row], and behind them the groups' sums.
+inline int64_t sums_bytes(int kind, int64_t K) { return (K + shared(kind) - 1) / shared(kind) * ROWS[kind] * 4; }
+
 inline int64_t head_bytes(int kind, int64_t K) {
-  const int64_t sums = kind == INT8 ? 1 : kind == INT4 ? K / GROUP : 0;
-  return HEAD + round64(sums * ROWS[kind] * 4);
+  return kind == INT8 || kind == INT4 ? round64(2 * sums_bytes(kind, K)) : 0;
 }
 
 int64_t block_bytes(int kind, int64_t K) {
@@ -122,45 +124,58 @@ inline void place(N q, int64_t k, int64_t K, int R, int r, Whole* block) {
 }
 
 inline int32_t add_lanes(N x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)x);
+#else
   int32_t total = 0;
   for (int j = 0; j < VL; ++j) total += x[j];
   return total;
+#endif
 }
 
-// Rows in int8, -127 to 127: each has a scale, the largest magnitude by 127. A row with a number that is not finite has
-// the scale NaN, and so will be its outputs.
+inline int32_t largest_lane(N x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_epi32((__m512i)x);
+#else
+  int32_t most = x[0];
+  for (int j = 1; j < VL; ++j) most = x[j] > most ? x[j] : most;
+  return most;
+#endif
+}
+
+// Inputs in int8, -127 to 127: each group of a row has a scale, its largest magnitude by 127. One with a number that is
+// not finite has the scale NaN, and so will be the row's outputs.
 template <int KIND>
 void quantize(const float* x, int n, int64_t width, int64_t K, char* block) {
   const int R = fit(n);
   float* scales = reinterpret_cast<float*>(block);
-  char* sums = block + HEAD;
+  char* sums = block + sums_bytes(KIND, K);
   Whole* items = reinterpret_cast<Whole*>(block + head_bytes(KIND, K));
-  for (int r = 0; r < R; ++r, x += width) {
-    N most = {};
-    for (int64_t k = 0; r < n && k < width; k += VL) {
-      const N bits = (N)load_inputs(x, k, width) & 0x7FFFFFFF;  // as integers, magnitudes have the same order
-      most = bits > most ? bits : most;
-    }
-    int32_t bits = 0;
-    for (int j = 0; j < VL; ++j) bits = most[j] > bits ? most[j] : bits;
-    float largest;
-    __builtin_memcpy(&largest, &bits, 4);
-    const bool finite = bits < 0x7F800000;
-    largest = largest < 1e-35f ? 1e-35f : largest;  // so that 127 / largest is finite
-    scales[r] = finite ? largest / 127.0f : __builtin_nanf("");
-    const F inverse = V::all(127.0f / largest);
-    N total = {};
-    for (int64_t k = 0; k < K; k += VL) {
-      const N q = r < n && finite ? nearest(load_inputs(x, k, width) * inverse) : N{};
-      place(q, k, K, R, r, items);
-      total += q;
-      if (KIND == INT4 && (k + VL) % GROUP == 0) {
-        reinterpret_cast<float*>(sums)[k / GROUP * R + r] = float(add_lanes(total));
-        total = N{};
+  for (int r = 0; r < R; ++r, x += width)
+    for (int64_t start = 0, g = r; start < K; start += shared(KIND), g += R) {
+      const int64_t end = start + shared(KIND) < K ? start + shared(KIND) : K;
+      N most = {};
+      for (int64_t k = start; r < n && k < end; k += VL) {
+        const N bits = (N)load_inputs(x, k, width) & 0x7FFFFFFF;  // as integers, magnitudes have the same order
+        most = bits > most ? bits : most;
       }
+      const int32_t bits = largest_lane(most);
+      float largest;
+      __builtin_memcpy(&largest, &bits, 4);
+      const bool finite = bits < 0x7F800000;
+      largest = largest < 1e-35f ? 1e-35f : largest;  // so that 127 / largest is finite
+      scales[g] = finite ? largest / 127.0f : __builtin_nanf("");
+      const F inverse = V::all(127.0f / largest);
+      N total = {};
+      for (int64_t k = start; k < end; k += VL) {
+        const N q = r < n && finite ? nearest(load_inputs(x, k, width) * inverse) : N{};
+        place(q, k, K, R, r, items);
+        total += q;
+      }
+      const int32_t sum = add_lanes(total);
+      if (KIND == INT8) reinterpret_cast<uint32_t*>(sums)[g] = 128u * uint32_t(sum);
+      if (KIND == INT4) reinterpret_cast<float*>(sums)[g] = float(sum) * scales[g];
     }
-    if (KIND == INT8) reinterpret_cast<uint32_t*>(sums)[r] = 128u * uint32_t(add_lanes(total));
-  }
 }
 
 // float32 to the nearest bfloat16, ties to even, NaN staying NaN; the low 16 bits are left empty.
@@ -291,36 +306,46 @@ inline void bfloat16_sums(const uint8_t* w, const Product& product, F (&sum)[R][
   }
 }
 
-// Integers are exact in any order. A weight w is there as w + 128, so 128 times the row's sum is too much; what
-// overflows on the way comes back.
+// Integers are exact in any order; a group's become float32 and are added group after group. A weight w is there as
+// w + 128, so 128 times the inputs' sum is too much.
 template <int R, int J>
 inline void int8_sums(const uint8_t* w, const Product& product, int from, F (&sum)[R][J]) {
   const char* block = static_cast<const char*>(product.block);
-  const uint32_t* surplus = reinterpret_cast<const uint32_t*>(block + HEAD);
+  const float* scales = reinterpret_cast<const float*>(block);
+  const uint32_t* surplus = reinterpret_cast<const uint32_t*>(block + sums_bytes(INT8, product.K));
   const Whole* x = reinterpret_cast<const Whole*>(block + head_bytes(INT8, product.K));
-  U whole[R][J] = {};
-  for (int64_t k = 0; k < product.K; k += 4, w += 4 * PANEL, x += 4 * R) {
-    U weight[J];
+  for (int64_t start = 0; start < product.K; start += shared(INT8), scales += R, surplus += R) {
+    const int64_t end = start + shared(INT8) < product.K ? start + shared(INT8) : product.K;
+    U whole[R][J] = {};
+    for (int64_t k = start; k < end; k += 4, w += 4 * PANEL, x += 4 * R) {
+      U weight[J];
 #pragma GCC unroll 16
-    for (int j = 0; j < J; ++j) weight[j] = load(w + j * VL * 4);
-    add_fours<R, J>(weight, x, whole);
+      for (int j = 0; j < J; ++j) weight[j] = load(w + j * VL * 4);
+      add_fours<R, J>(weight, x, whole);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+      for (int j = 0; j < J; ++j)
+        sum[r][j] = fused(__builtin_convertvector((N)(whole[r][j] - surplus[r]), F), V::all(scales[r]), sum[r][j]);
   }
-  const float* scales = product.scales + from;
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
+  for (int j = 0; j < J; ++j) {
+    const F scale = V::load(product.scales + from + j * VL);
 #pragma GCC unroll 16
-    for (int j = 0; j < J; ++j)
-      sum[r][j] = __builtin_convertvector((N)(whole[r][j] - surplus[r]), F) * V::load(scales + j * VL);
+    for (int r = 0; r < R; ++r) sum[r][j] = sum[r][j] * scale;
+  }
 }
 
-// A group's weight is step * scale + zero; its integer sums become floats and are added group after group.
+// A weight is step * scale + zero.
 template <int R, int J>
-inline void int4_sums(const uint8_t* w, const Product& product, int from, F (&sum)[R][J]) {
+inline void int4_sums(const Product& product, int from, F (&sum)[R][J]) {
   const char* block = static_cast<const char*>(product.block);
-  const float* totals = reinterpret_cast<const float*>(block + HEAD);
+  const float* inputs = reinterpret_cast<const float*>(block);
+  const float* totals = reinterpret_cast<const float*>(block + sums_bytes(INT4, product.K));
   const Whole* x = reinterpret_cast<const Whole*>(block + head_bytes(INT4, product.K));
-  w = product.panel;
-  for (int64_t g = 0; g < product.K / GROUP; ++g, totals += R) {
+  const uint8_t* w = product.panel;
+  for (int64_t g = 0; g < product.K / GROUP; ++g, inputs += R, totals += R) {
     const uint8_t* scales = w + 2 * from;
     w += 4 * PANEL;  // scales and zeros, two bytes each
     U whole[R][J] = {};
@@ -338,7 +363,7 @@ inline void int4_sums(const uint8_t* w, const Product& product, int from, F (&su
       const F scale = widen(scales + j * VL * 2), zero = widen(scales + 2 * PANEL + j * VL * 2);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        sum[r][j] = fused(__builtin_convertvector((N)whole[r][j], F), scale, sum[r][j]);
+        sum[r][j] = fused(__builtin_convertvector((N)whole[r][j], F) * scale, V::all(inputs[r]), sum[r][j]);
         sum[r][j] = fused(zero, V::all(totals[r]), sum[r][j]);
       }
     }
@@ -352,8 +377,7 @@ inline void multiply_vectors(const Product& product, int from) {
   if constexpr (KIND == FLOAT32) float32_sums<R, J>(w, product, sum);
   if constexpr (KIND == BFLOAT16) bfloat16_sums<R, J>(w, product, sum);
   if constexpr (KIND == INT8) int8_sums<R, J>(w, product, from, sum);
-  if constexpr (KIND == INT4) int4_sums<R, J>(w, product, from, sum);
-  const float* scales = static_cast<const float*>(product.block);
+  if constexpr (KIND == INT4) int4_sums<R, J>(product, from, sum);
 #pragma GCC unroll 16
   for (int j = 0; j < J; ++j) {
     const int n = from + j * VL;
@@ -361,8 +385,7 @@ inline void multiply_vectors(const Product& product, int from) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       if (r >= product.rows) break;
-      const F scale = V::all(KIND == INT8 || KIND == INT4 ? scales[r] : 1.0f);
-      const F y = fused(sum[r][j], scale, bias);
+      const F y = sum[r][j] + bias;
       float* out = product.out + r * product.stride + n;
       if (n + VL <= product.outputs) {
         V::store(out, y);

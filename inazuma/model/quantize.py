@@ -1,9 +1,9 @@
 """Weights in int8 or int4, on the CPU: less memory and more speed, for a loss that is measured.
 
 int8: a scale for each output. int4: a scale and a zero point for every 32 weights of an output. The inputs of a
-layer become int8 in both, with a scale for each token, so that what a token gets does not depend on the tokens beside
-it (`inazuma.ops.packed`). The output layer is int8 in both; embeddings, routers, indexers, norms and `kv_b_proj`, which
-is used as a matrix, stay as they are. A tied output layer leaves the embeddings their own table.
+layer become int8 in both, with scales for groups of each token's, so that what a token gets does not depend on the
+tokens beside it (`inazuma.ops.packed`). The output layer is int8 in both; embeddings, routers, indexers, norms and
+`kv_b_proj`, which is used as a matrix, stay as they are. A tied output layer leaves the embeddings their own table.
 """
 
 from __future__ import annotations

@@ -28,12 +28,12 @@ KINDS: tuple[Kind, ...] = ("float32", "bfloat16", "int8", "int4")
 
 GROUP = 32
 """Inputs of an output that share a scale and a zero point in int4."""
+SHARED = {"int8": 4 * GROUP, "int4": GROUP}
+"""Inputs of a row of x that share a scale: a few of a token's numbers may be a hundred times the others."""
 PANEL = 32
 """Outputs that lie together (`native/interface.h`)."""
 STEP = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": GROUP}
 """What the number of inputs is padded to."""
-LONGEST = 1 << 17
-"""Inputs whose products of int8 add up to less than 2^31."""
 SLICE = 1 << 24
 """Weights that are packed at a time."""
 MANY = 16
@@ -52,8 +52,9 @@ class Packed(ABC):
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """
         Args:
-            x: float32 `[...,K]`, contiguous. int8 and int4 quantise each row (`quantize_rows`), bfloat16 rounds it. A
-                row with a number that is not finite gives NaN in int8 and int4, and what IEEE 754 says in the others.
+            x: float32 `[...,K]`, contiguous. int8 and int4 quantise each row by itself, `SHARED` inputs at a time as
+                `quantize_rows` does, bfloat16 rounds it. A row with a number that is not finite gives NaN in int8 and
+                int4, and what IEEE 754 says in the others.
             out: float32 `[...,N]`, contiguous, to write to.
 
         Returns:
@@ -83,7 +84,7 @@ def pack(weight_NK: Tensor, bias_N: Tensor | None, kind: Kind) -> Packed:
 
     Raises:
         UserError: an unknown kind, shapes that do not fit, a weight that is not finite, int8 or int4 on another device
-            than the CPU, int8 or int4 with more than `LONGEST` inputs.
+            than the CPU.
     """
     if kind not in KINDS:
         raise UserError(f"pack: {kind!r} is not known, only {', '.join(KINDS)}")
@@ -92,11 +93,8 @@ def pack(weight_NK: Tensor, bias_N: Tensor | None, kind: Kind) -> Packed:
     if bias_N is not None and bias_N.shape != weight_NK.shape[:1]:
         raise UserError(f"pack: the bias must be [N], N = {len(weight_NK)}, got {list(bias_N.shape)}")
     device = weight_NK.device.type
-    if kind in ("int8", "int4"):
-        if device != "cpu":
-            raise UserError(f"pack: {kind} works on the CPU only, and the weight is on {device!r}")
-        if weight_NK.shape[1] > LONGEST:
-            raise UserError(f"pack: {kind} takes at most {LONGEST} inputs, got {weight_NK.shape[1]}")
+    if kind in SHARED and device != "cpu":
+        raise UserError(f"pack: {kind} works on the CPU only, and the weight is on {device!r}")
     if not weight_NK.isfinite().all():
         raise UserError("pack: a weight is not finite")
     if device == "cpu" and LIBRARY is not None:
@@ -175,22 +173,30 @@ class _Plain(Packed):
         if self.kind in ("float32", "bfloat16"):
             y = F.linear(x.to(self.weights[0].dtype), self.weights[0]).float()
         else:
-            q, scales = quantize_rows(x.view(-1, self.inputs))
-            # Whole numbers in float64: sums are exact in any order.
-            if self.kind == "int8":
-                y = (q.double() @ self.weights[0].double().T).float() * self.weights[1]
-            else:
-                steps, scale, zero = self.weights
-                groups = F.pad(q, (0, -self.inputs % GROUP)).view(len(q), -1, GROUP).double()
-                whole = torch.einsum("mgk,ngk->mng", groups, steps.double()).float()
-                y = (whole * scale.float() + groups.sum(-1).float()[:, None] * zero.float()).sum(-1)
-            y = (y * scales[:, None]).view(*x.shape[:-1], self.outputs)
+            y = self._of_groups(x.view(-1, self.inputs)).view(*x.shape[:-1], self.outputs)
         if self.bias is not None:
             y = y + self.bias
         if out is None:
             return y
         _check(out, "out", y.shape, y.device)
         return out.copy_(y)
+
+    def _of_groups(self, x_MK: Tensor) -> Tensor:
+        """Products of whole numbers are added up exactly in a group, and in float32 over the groups."""
+        shared = SHARED[self.kind]
+        groups_MGS = F.pad(x_MK, (0, -self.inputs % shared)).view(len(x_MK), -1, shared)
+        q, scales = quantize_rows(groups_MGS.flatten(0, 1))
+        q_MGS, scales_MG = q.view_as(groups_MGS).double(), scales.view(groups_MGS.shape[:2])
+        if self.kind == "int8":
+            weight_NK, weight_scales_N = self.weights
+            steps = F.pad(weight_NK, (0, -self.inputs % shared)).view(self.outputs, -1, shared)
+        else:
+            steps, weight_scales, zeros = self.weights
+        sums_MNG = torch.einsum("mgs,ngs->mng", q_MGS, steps.double()).float()
+        if self.kind == "int8":
+            return (sums_MNG * scales_MG[:, None]).sum(-1) * weight_scales_N
+        sums_MNG = sums_MNG * weight_scales.float() + q_MGS.sum(-1).float()[:, None] * zeros.float()
+        return (sums_MNG * scales_MG[:, None]).sum(-1)
 
     @property
     def nbytes(self) -> int:

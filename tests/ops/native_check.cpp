@@ -246,6 +246,106 @@ void check(const Case& c, unsigned seed) {
   }
 }
 
+// A linear layer of every kind, and that each of its rows comes out the same alone and on two threads; then the
+// operators between linear layers. The weights are whole numbers that every kind keeps exactly.
+void check_linear(int64_t N, int64_t K, int64_t rows, unsigned seed) {
+  std::mt19937 random(seed);
+  std::uniform_int_distribution<int> step(0, 15);
+  std::normal_distribution<float> normal;
+  const int64_t panels = (N + 31) / 32, groups = (K + 31) / 32;
+  std::vector<int> weight(panels * 32 * groups * 32);
+  const auto at = [&](int64_t n, int64_t k) -> int& { return weight[n * groups * 32 + k]; };
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t k = 0; k < K; ++k) at(n, k) = step(random) - 7;
+  std::vector<float> bias(panels * 32), scales(panels * 32, 1.0f), x(rows * K);
+  for (int64_t n = 0; n < N; ++n) bias[n] = normal(random);
+  for (float& value : x) value = normal(random);
+  const auto half = [](float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return uint16_t(bits >> 16);
+  };
+  for (const int kind : {INAZUMA_FLOAT32, INAZUMA_BFLOAT16, INAZUMA_INT8, INAZUMA_INT4}) {
+    where = std::string(inazuma_kernels()) + ", linear " + std::to_string(kind) + ", K = " + std::to_string(K);
+    std::vector<uint8_t> bytes;
+    const auto put = [&](auto value) {
+      uint8_t raw[sizeof value];
+      std::memcpy(raw, &value, sizeof value);
+      bytes.insert(bytes.end(), raw, raw + sizeof value);
+    };
+    const int64_t together = kind == INAZUMA_FLOAT32 ? 1 : kind == INAZUMA_BFLOAT16 ? 2 : kind == INAZUMA_INT8 ? 4 : 32;
+    for (int64_t panel = 0; panel < panels; ++panel)
+      for (int64_t k = 0; k < K; k += together) {
+        if (kind == INAZUMA_INT4) {
+          for (int n = 0; n < 32; ++n) put(half(1.0f));
+          for (int n = 0; n < 32; ++n) put(half(-7.0f));
+          for (int e = 0; e < 32; e += 8)
+            for (int n = 0; n < 32; ++n)
+              for (int i = 0; i < 4; ++i) {
+                const int low = at(panel * 32 + n, k + e + i) + 7, high = at(panel * 32 + n, k + e + i + 4) + 7;
+                put(uint8_t(low | high << 4));
+              }
+          continue;
+        }
+        for (int n = 0; n < 32; ++n)
+          for (int i = 0; i < together; ++i) {
+            const int w = at(panel * 32 + n, k + i);
+            if (kind == INAZUMA_FLOAT32) put(float(w));
+            if (kind == INAZUMA_BFLOAT16) put(half(float(w)));
+            if (kind == INAZUMA_INT8) put(uint8_t(w + 128));
+          }
+      }
+    const InazumaLinear layer{bytes.data(), kind == INAZUMA_INT8 ? scales.data() : nullptr, bias.data(), N, K, kind};
+    std::vector<float> y(rows * N), again(rows * N);
+    expect(inazuma_linear(&layer, x.data(), rows, y.data(), 1) == 0, "linear ran");
+    const int64_t shared = kind == INAZUMA_INT8 ? 128 : kind == INAZUMA_INT4 ? 32 : K;
+    const double bound = kind == INAZUMA_FLOAT32 ? 1e-5 : 0.01;  // of rounded inputs
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t n = 0; n < N; ++n) {
+        double sum = bias[n], size = 1.0;
+        for (int64_t start = 0; start < K; start += shared) {
+          double most = 0.0;
+          const int64_t end = std::min(K, start + shared);
+          for (int64_t k = start; k < end; ++k) most = std::max(most, std::abs(double(x[r * K + k])));
+          for (int64_t k = start; k < end; ++k) {
+            const double value = x[r * K + k], whole = kind >= INAZUMA_INT8 ? std::nearbyint(value / most * 127) : 0;
+            sum += at(n, k) * (kind >= INAZUMA_INT8 ? whole * most / 127 : value);
+            size += std::abs(at(n, k) * value);
+          }
+        }
+        expect(std::abs(y[r * N + n] - sum) <= bound * size, "output", y[r * N + n], sum);
+      }
+    expect(inazuma_linear(&layer, x.data(), rows, again.data(), 2) == 0 && y == again, "two threads, the same bits");
+    for (int64_t r = 0; r < rows; ++r) inazuma_linear(&layer, x.data() + r * K, 1, again.data() + r * N, 1);
+    expect(y == again, "one row at a time, the same bits");
+  }
+  where = std::string(inazuma_kernels()) + ", between layers, width " + std::to_string(K);
+  std::vector<float> normed(rows * K), gated(rows * (K / 2)), turned(x), cos(4 * (K / 2)), sin(4 * (K / 2)), one(K, 1.5f);
+  std::vector<int32_t> position(rows);
+  for (size_t i = 0; i < cos.size(); ++i) cos[i] = std::cos(float(i)), sin[i] = std::sin(float(i));
+  for (int64_t r = 0; r < rows; ++r) position[r] = int32_t(r % 4);
+  inazuma_rms_norm(x.data(), nullptr, one.data(), 1e-5f, rows, K, normed.data(), 2);
+  inazuma_silu_mul(x.data(), rows, K / 2, gated.data(), 2);
+  const int64_t P = K / 2, stride = 2 * P;
+  expect(inazuma_rotate(turned.data(), rows, stride, 1, stride, position.data(), 0, cos.data(), sin.data(), 4, P, 1, 2) == 0,
+         "rotate ran");
+  for (int64_t r = 0; r < rows; ++r) {
+    double square = 0.0;
+    for (int64_t k = 0; k < K; ++k) square += double(x[r * K + k]) * x[r * K + k];
+    for (int64_t k = 0; k < K; ++k) {
+      const double wanted = x[r * K + k] / std::sqrt(square / K + 1e-5) * 1.5;
+      expect(std::abs(normed[r * K + k] - wanted) < 1e-5 * (1 + std::abs(wanted)), "norm", normed[r * K + k], wanted);
+    }
+    for (int64_t i = 0; i < P; ++i) {
+      const double gate = x[r * stride + i], wanted = gate / (1 + std::exp(-gate)) * x[r * stride + P + i];
+      expect(std::abs(gated[r * P + i] - wanted) < 1e-5, "gated", gated[r * P + i], wanted);
+      const double a = x[r * stride + 2 * i], b = x[r * stride + 2 * i + 1], c = cos[r % 4 * P + i], s = sin[r % 4 * P + i];
+      expect(std::abs(turned[r * stride + i] - (a * c - b * s)) < 1e-5, "turned", turned[r * stride + i], a * c - b * s);
+      expect(std::abs(turned[r * stride + P + i] - (b * c + a * s)) < 1e-5, "turned, second half");
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -272,6 +372,8 @@ int main() {
       where = std::string(name) + ", " + one.name;
       check(one, seed++);
     }
+    check_linear(70, 330, 30, seed++);
+    check_linear(1, 2, 3, seed++);
   }
   std::printf("%s: %d checks, %d failures\n", names.c_str(), checks, failures);
   return failures != 0;
