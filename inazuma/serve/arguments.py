@@ -57,8 +57,6 @@ def typed(text: str, types: frozenset[str] | None) -> str:
         types: What the schema allows (`types_of`); None: it does not say.
     """
     quoted = json.dumps(text, ensure_ascii=False)
-    if types == {"string"}:
-        return quoted
     literal = text.strip()
     value = _parse(literal)
     if value is _NOTHING:

@@ -23,7 +23,7 @@ def pieces_of(detokenizer: Detokenizer, ids: list[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(data=st.data(), skip=st.booleans())
 def test_the_pieces_are_what_the_tokenizer_decodes_whatever_the_ids(name, data, skip):
     tokenizer = TOKENIZERS[name]
@@ -101,7 +101,7 @@ def cut(text: str, places: list[int]) -> list[str]:
     return [text[a:b] for a, b in pairwise(places)]
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(
     text=st.text(alphabet="ab\n", max_size=30),
     stops=st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=3),

@@ -118,7 +118,7 @@ arguments = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(
     calls=st.lists(st.tuples(st.sampled_from(["weather", "now"]), arguments), min_size=1, max_size=3),
     cuts=st.lists(st.integers(0, 10_000), max_size=20),
@@ -148,7 +148,7 @@ PIECES |= {"glm47": PIECES["glm45"], "deepseek_v3": ["```json\n", *PIECES["deeps
 
 
 @pytest.mark.parametrize("format", PIECES)
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
 @given(data=st.data(), thinking=st.booleans(), truncated=st.booleans())
 def test_any_cut_of_any_text_gives_the_same(format, data, thinking, truncated):
     pieces = [*PIECES[format], "<think>", "</think>", "weather", "city", "5", "x ", "\n", "<", "<t", "日"]
