@@ -233,7 +233,8 @@ if a < b:
         "<blockquote><p>quoted\ngoes on</p></blockquote>"
         "<div><table><thead><tr><th>a</th><th>b</th></tr></thead>"
         "<tbody><tr><td>1</td><td><code>x|y</code></td></tr></tbody></table></div>"
-        '<div><div><span>py</span><button>Copy</button></div><pre><code>if a &lt; b:\n    print("**")\n</code></pre></div>'
+        "<div><div><span>py</span><button>Copy</button></div>"
+        '<pre><code>if a &lt; b:\n    print("**")\n</code></pre></div>'
     )
 
 
@@ -315,8 +316,8 @@ def test_themes_and_contrast(page, live):
           .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
       };
-      const pairs = [["ink", "paper"], ["ink", "tint"], ["ink", "heat"], ["dim", "paper"], ["dim", "side"], ["dim", "raised"],
-        ["dim", "tint"], ["accent", "paper"], ["on-accent", "accent"], ["danger", "paper"]];
+      const pairs = [["ink", "paper"], ["ink", "tint"], ["ink", "heat"], ["dim", "paper"], ["dim", "side"],
+        ["dim", "raised"], ["dim", "tint"], ["accent", "paper"], ["on-accent", "accent"], ["danger", "paper"]];
       return pairs.map(([a, b]) => {
         const [low, high] = [light(a), light(b)].sort((a, b) => a - b);
         return [a, b, (high + 0.05) / (low + 0.05)];
@@ -341,13 +342,18 @@ def test_themes_and_contrast(page, live):
 
 def test_tokens_light_up_as_the_indexers_select(page, live):
     live.says("the capital of Japan is Tokyo")
-    ask(page, "the capital of France is Paris; the capital of Japan is?")
+    question = "the capital of France is Paris; the capital of Japan is?"
+    ask(page, question)
     asked = []
     page.on("request", lambda request: asked.append(request) if "selection" in request.url else None)
     page.get_by_role("button", name="Tokens").click()
     tokens = page.locator("#tokens .token")
     expect(page.locator("#selection-line")).to_contain_text("tokens up to itself are read")
-    ids = live.post("/tokenize", {"prompt": page.locator("#tokens").inner_text().replace("↵", "")}).json()["tokens"]
+    messages = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": "the capital of Japan is Tokyo"},
+    ]
+    _, ids = live.served.chat(messages, add_generation_prompt=False)
     assert tokens.count() == len(ids)
 
     def right(place: int) -> None:
