@@ -361,19 +361,15 @@ def test_tokens_light_up_as_the_indexers_select(page, live):
         expect(page.locator("#tokens.waiting")).to_have_count(0)
         told = live.post("/inazuma/selection", {"tokens": ids, "position": place}).json()
         for layer in ("all", "1"):
-            page.get_by_label("Layer").select_option(layer)
-            if layer == "all":
-                counts = told["counts"]
-            else:
-                counts = [int(one in told["layers"][1]) for one in range(place + 1)]
-            read = (
-                "tokens => tokens.map(token => token.classList.contains('read') ? token.place : -1).filter(p => p >= 0)"
-            )
+            page.locator("#layer").select_option(layer)
+            one_layer = [int(one in told["layers"][1]) for one in range(place + 1)]
+            counts = told["counts"] if layer == "all" else one_layer
+            read = "tokens => tokens.filter(token => token.classList.contains('read')).map(token => token.place)"
             assert tokens.evaluate_all(read) == [one for one in range(place) if counts[one]]
             of = 3 if layer == "all" else 1
             share = "token => +token.style.getPropertyValue('--share')"
             assert tokens.nth(counts.index(max(counts))).evaluate(share) == pytest.approx(max(counts) / of)
-        page.get_by_label("Layer").select_option("all")
+        page.locator("#layer").select_option("all")
 
     last = len(ids) - 1
     right(last)
