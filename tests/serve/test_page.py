@@ -15,6 +15,7 @@ from tests.serve.conftest import serving, until
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
+expect.set_options(timeout=20_000)
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
@@ -32,7 +33,7 @@ def browser() -> Iterator[sync_api.Browser]:
 @pytest.fixture
 def context(browser) -> Iterator[sync_api.BrowserContext]:
     context = browser.new_context(reduced_motion="reduce")
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(20_000)
     asked, wrong = [], []
     context.on("request", lambda request: asked.append(request.url))
     context.on("console", lambda message: wrong.append(message.text) if "Content Security" in message.text else None)
@@ -67,10 +68,11 @@ def sent(live) -> str:
     return live.tokenizer.decode(live.engine.requests[-1].prompt, skip_special_tokens=False)
 
 
-def stream(*deltas: dict) -> str:
-    """A streamed answer."""
+def says(page: sync_api.Page, *deltas: dict) -> None:
+    """The next answers are made of these; no server is asked."""
     chunks = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
-    return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    lines = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=lines, content_type="text/event-stream"))
 
 
 def refuse(route: sync_api.Route, status: int, code: str, wait: str) -> None:
@@ -85,7 +87,9 @@ def test_an_answer_is_streamed_and_measured(page, live):
     expect(body(page)).to_contain_text("the capital")
     expect(page.locator(".growing")).to_have_count(1)
     assert page.locator("#announce").text_content() == ""
-    expect(page.locator(".stats")).to_contain_text(re.compile(r"tokens/s · first token after .* of 1,000 tokens of cont"))
+    expect(page.locator(".stats")).to_contain_text(
+        re.compile(r"tokens/s · first token after .* of 1,000 tokens of cont")
+    )
     assert body(page).text_content() == "the capital of France is Paris; yes"
     # Whoever listens hears the answer once, when it is whole.
     assert page.locator("#announce").text_content() == "Answer: the capital of France is Paris; yes"
@@ -185,7 +189,7 @@ def test_enter_of_an_input_method_does_not_send(page, live, composing):
 
 def test_text_is_never_markup(page, live):
     attack = '<img src=x onerror="document.title=1">\n\n[a](javascript:alert(1)) ![b](https://example.org/b.png)\n\n|<b>|\n|-|\n|<i>|'
-    live.says(attack)
+    says(page, {"content": attack})
     ask(page, attack)
     for role in ("user", "assistant"):
         expect(body(page, role)).to_contain_text('<img src=x onerror="document.title=1">')
@@ -195,3 +199,205 @@ def test_text_is_never_markup(page, live):
     assert [link.get_attribute("href") for link in links.all()] == ["https://example.org/b.png"]
     assert links.get_attribute("rel") == "noopener noreferrer nofollow"
     assert page.locator("td").text_content() == "<i>"
+
+
+def test_markdown(page):
+    text = """# Title
+one **bold *both*** `a<b` snake_case_name ~~old~~ 1 * 2 * 3 https://example.org/x.
+
+3. third
+   - inner
+
+     more
+4. fourth
+
+> quoted
+goes on
+
+| a | b |
+|:-:|--:|
+| 1 | `x\\|y` |
+
+```py
+if a < b:
+    print("**")
+"""
+    says(page, *({"content": character} for character in text))
+    ask(page, "go")
+    html = re.sub(r' (class|tabindex|role|aria-label|target|rel|type)="[^"]*"', "", body(page).inner_html())
+    assert html == (
+        "<h3>Title</h3>"
+        "<p>one <strong>bold <em>both</em></strong> <code>a&lt;b</code> snake_case_name <s>old</s> 1 * 2 * 3 "
+        '<a href="https://example.org/x">https://example.org/x</a>.</p>'
+        '<ol start="3"><li>third<ul><li>inner<p>more</p></li></ul></li><li>fourth</li></ol>'
+        "<blockquote><p>quoted\ngoes on</p></blockquote>"
+        "<div><table><thead><tr><th>a</th><th>b</th></tr></thead>"
+        "<tbody><tr><td>1</td><td><code>x|y</code></td></tr></tbody></table></div>"
+        "<div><div><span>py</span><button>Copy</button></div>"
+        '<pre><code>if a &lt; b:\n    print("**")\n</code></pre></div>'
+    )
+
+
+def test_reasoning_is_folded_and_tool_calls_are_shown(page, live):
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}
+    pieces = ({"tool_calls": [{"index": 0, "function": {"arguments": part}}]} for part in ('{"city": ', '"Tokyo"}'))
+    says(page, {"reasoning_content": "let me "}, {"reasoning_content": "see"}, {"tool_calls": [call]}, *pieces)
+    ask(page, "weather?")
+    thought = page.locator(".thought")
+    expect(thought).to_be_hidden()
+    page.get_by_text("Reasoning", exact=True).click()
+    expect(thought).to_have_text("let me see")
+    expect(page.get_by_text("Calls the tool weather")).to_be_visible()
+    assert json.loads(page.locator(".call pre").text_content()) == {"city": "Tokyo"}
+
+
+def test_a_key_is_asked_for_and_not_stored_for_good(context, folder):
+    with serving(folder, Security(keys=("sesame",))) as live:
+        page = context.new_page()
+        page.goto(live.url)
+        for key in ("wrong", "sesame"):
+            page.get_by_label("API key", exact=True).fill(key)
+            page.get_by_role("button", name="Use it").click()
+        expect(page.locator("#model")).to_have_text("org/tiny")
+        live.says("yes")
+        ask(page, "now?")
+        assert body(page).text_content() == "yes"
+        assert "sesame" not in page.evaluate("JSON.stringify(localStorage)")
+
+
+def test_a_busy_server_names_the_time_to_wait(page, live):
+    live.says("yes")
+    page.route("**/v1/chat/completions", lambda route: refuse(route, 429, "server_busy", "2"), times=1)
+    ask(page, "now?", wait=False)
+    again = page.locator(".problem button")
+    expect(again).to_be_disabled()
+    expect(again).to_have_text(re.compile(r"Try again in \d s"))
+    expect(page.locator(".problem")).to_contain_text("not now")
+    expect(again).to_be_enabled()
+    again.click()
+    expect(body(page)).to_have_text("yes")
+    assert page.locator(".problem").count() == 0
+
+
+def test_a_loading_model_is_waited_for(page, live):
+    live.says("yes")
+    page.route("**/v1/chat/completions", lambda route: refuse(route, 503, "loading", "1"), times=1)
+    ask(page, "now?", wait=False)
+    expect(page.locator(".problem.waiting")).to_contain_text("The model is loading")
+    expect(page.locator(".assistant:not(.growing) .body")).to_have_text("yes")
+
+
+def test_a_lost_connection_loses_no_text(page, live):
+    page.route("**/v1/chat/completions", lambda route: route.abort(), times=1)
+    ask(page, "now?", wait=False)
+    expect(page.locator(".problem")).to_contain_text("The server cannot be reached")
+    half = 'data: {"choices": [{"delta": {"content": "half"}}]}\n\n'
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=half), times=1)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".problem")).to_contain_text("The connection was lost")
+    assert body(page).text_content() == "half"
+    live.says("whole")
+    page.get_by_role("button", name="Try again").click()
+    expect(body(page)).to_have_text("whole")
+    assert page.locator(".message").count() == 2
+
+
+def test_themes_and_contrast(page, live):
+    """The colours of texts on their grounds differ by 4.5 : 1 (WCAG AA) in both themes."""
+    ratio = """() => {
+      const light = (name) => {
+        const paint = document.createElement("canvas").getContext("2d");
+        const probe = document.body.appendChild(document.createElement("i"));
+        probe.style.color = `var(--${name})`;
+        paint.fillStyle = getComputedStyle(probe).color;
+        probe.remove();
+        paint.fillRect(0, 0, 1, 1);
+        const linear = [...paint.getImageData(0, 0, 1, 1).data].slice(0, 3).map((value) => value / 255)
+          .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+      };
+      const pairs = [["ink", "paper"], ["ink", "tint"], ["ink", "heat"], ["dim", "paper"], ["dim", "side"],
+        ["dim", "raised"], ["dim", "tint"], ["accent", "paper"], ["on-accent", "accent"], ["danger", "paper"]];
+      return pairs.map(([a, b]) => {
+        const [low, high] = [light(a), light(b)].sort((a, b) => a - b);
+        return [a, b, (high + 0.05) / (low + 0.05)];
+      }).filter(([, , value]) => value < 4.5);
+    }"""
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    assert page.evaluate(ratio) == []
+    page.emulate_media(color_scheme="dark")
+    dark = page.evaluate(ground)
+    assert dark != light
+    assert page.evaluate(ratio) == []
+    for name, colour in (("light", light), ("dark", dark)):
+        page.get_by_role("button", name="Theme").click()
+        page.reload()
+        assert page.get_by_role("button", name="Theme").text_content() == f"Theme: {name}"
+        assert page.evaluate(ground) == colour
+    page.set_viewport_size({"width": 360, "height": 640})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    expect(page.locator("#side")).to_be_hidden()
+
+
+def test_tokens_light_up_as_the_indexers_select(page, live):
+    live.says("the capital of Japan is Tokyo")
+    question = "the capital of France is Paris; the capital of Japan is?"
+    ask(page, question)
+    asked = []
+    page.on("request", lambda request: asked.append(request) if "selection" in request.url else None)
+    page.get_by_role("button", name="Tokens").click()
+    tokens = page.locator("#tokens .token")
+    expect(page.locator("#selection-line")).to_contain_text("tokens up to itself are read")
+    messages = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": "the capital of Japan is Tokyo"},
+    ]
+    _, ids = live.served.chat(messages, add_generation_prompt=False)
+    assert tokens.count() == len(ids)
+
+    def right(place: int) -> None:
+        expect(tokens.nth(place)).to_have_class(re.compile("asked"))
+        expect(page.locator("#tokens.waiting")).to_have_count(0)
+        told = live.post("/inazuma/selection", {"tokens": ids, "position": place}).json()
+        for layer in ("all", "1"):
+            page.locator("#layer").select_option(layer)
+            one_layer = [int(one in told["layers"][1]) for one in range(place + 1)]
+            counts = told["counts"] if layer == "all" else one_layer
+            read = "tokens => tokens.filter(token => token.classList.contains('read')).map(token => token.place)"
+            assert tokens.evaluate_all(read) == [one for one in range(place) if counts[one]]
+            of = 3 if layer == "all" else 1
+            share = "token => +token.style.getPropertyValue('--share')"
+            assert tokens.nth(counts.index(max(counts))).evaluate(share) == pytest.approx(max(counts) / of)
+        page.locator("#layer").select_option("all")
+
+    last = len(ids) - 1
+    right(last)
+    assert page.locator("#legend li").all_text_contents() == [f"read by {n} of 3 layers" for n in (1, 2, 3)]
+    tokens.nth(last).focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    right(last - 3)
+    assert tokens.evaluate_all("tokens => tokens.filter(token => token.tabIndex === 0).length") == 1
+    assert len(asked) == 2  # not for the tokens passed on the way
+    tokens.nth(20).hover()
+    right(20)
+    tokens.nth(last).focus()
+    right(last)
+    assert len(asked) == 3  # the first one was remembered
+    page.keyboard.press("Enter")
+    tokens.nth(5).hover()
+    expect(page.locator("#selection-line")).to_contain_text(re.compile(r"read by \d of 3 layers\.$"))
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    expect(page.locator("#selection")).to_be_hidden()
+
+
+def test_a_dense_model_says_so(page, live):
+    live.says("yes")
+    ask(page, "go")
+    dense = {"tokens": [], "position": 0, "layers": [None, None], "counts": [0] * 99}
+    page.route("**/inazuma/selection", lambda route: route.fulfill(json=dense))
+    page.get_by_role("button", name="Tokens").click()
+    expect(page.locator("#selection-line")).to_contain_text("this model is dense, there is no selection")
+    assert page.locator(".token.read").count() == 0

@@ -140,7 +140,7 @@ function drawCode({ text, language }) {
 }
 
 function drawList({ ordered, first, loose, items }, depth) {
-  const content = (one) => (one.kind === "paragraph" && !loose ? inline(one.text) : [draw(one, depth + 1)]);
+  const content = (one, place) => (one.kind === "paragraph" && !loose && !place ? inline(one.text) : [draw(one, depth + 1)]);
   const drawn = items.map((item) => el("li", {}, ...blocks(item).flatMap(content)));
   return ordered ? el("ol", { start: first }, ...drawn) : el("ul", {}, ...drawn);
 }
