@@ -94,7 +94,7 @@ def test_an_answer_is_streamed_and_measured(page, live):
     # Whoever listens hears the answer once, when it is whole.
     assert page.locator("#announce").text_content() == "Answer: the capital of France is Paris; yes"
     speed = float(re.search(r"([\d.]+) tokens/s", page.locator(".stats").text_content())[1])
-    assert 2 < speed < 10
+    assert 1 < speed < 40
 
 
 def test_stop_keeps_what_came_and_ends_the_work(page, live):
