@@ -34,10 +34,14 @@ class Person:
             preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
         )  # fmt: skip
         os.close(slave)
-        self.seen = ""
+        self._bytes = b""  # a character may come in parts
+
+    @property
+    def seen(self) -> str:
+        return self._bytes.decode(errors="replace")
 
     def type(self, text: str) -> None:
-        self.seen = ""
+        self._bytes = b""
         os.write(self.master, text.encode())
 
     def wait(self, text: str, seconds: float = 20) -> str:
@@ -46,7 +50,7 @@ class Person:
             assert time.monotonic() < end, self.seen
             if select.select([self.master], [], [], 0.1)[0]:
                 try:
-                    self.seen += os.read(self.master, 65536).decode(errors="replace")
+                    self._bytes += os.read(self.master, 65536)
                 except OSError:  # the other end was closed
                     assert text in self.seen, self.seen
         return self.seen
