@@ -98,23 +98,25 @@ def test_a_conversation(live, person, tmp_path):
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(live, person):
     live.engine.step_seconds = 0.1
+    live.engine.say = live.tokenizer.encode("yes").ids * 150  # it must not end by itself
     person.wait("> ")
     person.type("/set max_tokens 200\r")
     person.wait("> ")
     before = live.engine.metrics()["requests_cancelled"]
     person.type("the\r")
-    time.sleep(1.0)
+    person.wait("yes")
     os.killpg(person.process.pid, signal.SIGINT)
     person.wait("stopped")
     end = time.monotonic() + 5
     while live.engine.metrics()["requests_cancelled"] == before:
         assert time.monotonic() < end, "the server goes on"
         time.sleep(0.05)
-    live.engine.step_seconds = 0.0
+    live.engine.step_seconds, live.engine.say = 0.0, live.tokenizer.encode("yes").ids * 20
     person.type("/set max_tokens 5\r")
     person.wait("> ")
     person.type("the\r")
     person.wait("5 tokens")
+    live.engine.say = []
     assert person.leave() == 0
 
 
