@@ -56,6 +56,7 @@ class Person:
         return self.seen
 
     def leave(self) -> int:
+        self.wait("> ")
         self.type("\x04")
         return self.process.wait(10)
 
