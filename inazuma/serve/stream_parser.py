@@ -129,10 +129,10 @@ class Parser:
             yield from self._reasoning()
         while (marker := (yield from self._until(self._markers, self._content))) is not None:
             self._space = ""
-            self._inside = True
+            before, self._inside = self._calls, True
             yield from self._read_calls(marker)
             self._inside = False
-            self._fresh = True
+            self._fresh = self._fresh or self._calls > before
         if self._space:
             self._out.append(Content(self._space))
 
@@ -177,8 +177,11 @@ class Parser:
                 before, self._buffer = self._buffer[:start], self._buffer[start + len(marker) :]
                 sink(before)
                 return marker
-            # The beginning of a marker stays; where a call was cut off within one, it is dropped.
-            partial = 0 if self._ended and not self._cut else overlap(self._buffer, markers)
+            # The beginning of a marker stays; where the text was cut off within one, it is dropped. A lone "<" outside
+            # of calls is more likely text.
+            partial = overlap(self._buffer, markers)
+            if self._ended and not self._cut and not (self._truncated and partial > 1):
+                partial = 0
             certain = len(self._buffer) - partial
             before, self._buffer = self._buffer[:certain], "" if self._ended else self._buffer[certain:]
             sink(before)

@@ -243,6 +243,18 @@ def test_without_tools_markers_are_text():
     assert parse(None, f" {text}\n <think>") == ("", f" {text}\n <think>", [])
 
 
+def test_half_a_marker_is_not_shown():
+    """Where the text was cut off; a lone "<" may be text, and what the model ended itself is what it wrote."""
+    for end in range(2, len("<tool_call>")):
+        assert parse("glm47", "so <tool_call>"[: 3 + end], truncated=True)[1] == "so "
+    assert parse("glm47", "a <", truncated=True)[1] == "a <"
+    assert parse("glm47", "a <tool")[1] == "a <tool"
+
+
+def test_white_space_stays_after_what_is_no_call():
+    assert parse("hermes", "<tool_call>oops</tool_call> so")[1] == "oops so"
+
+
 def test_content_is_kept_as_it_is():
     text = "\n  a < b \n\n```\n<tool\n```\n  "
     assert parse("hermes", text, cuts=range(len(text))) == ("", text, [])
