@@ -91,14 +91,14 @@ class Engine:
             self._wake.notify()
 
     def metrics(self) -> dict[str, float]:
-        pages, scheduler, page = self._pages, self._scheduler, PAGE
+        pages, scheduler = self._pages, self._scheduler
         names = ("prompt_tokens", "cached_prompt_tokens", "new_tokens", "drafted_tokens", "accepted_tokens", "steps")
         ends = ("requests_stop", "requests_length", "requests_cancelled", "requests_failed")
         return {
             "requests_running": len(scheduler.running),
             "requests_waiting": len(scheduler.waiting) + len(self._arrivals),
-            "cache_tokens_used": (pages.total - pages.available) * page,
-            "cache_tokens_total": pages.total * page,
+            "cache_tokens_used": (pages.total - pages.available) * PAGE,
+            "cache_tokens_total": pages.total * PAGE,
             **{name: self._counts[name] for name in (*names, *ends)},
         }
 
@@ -134,20 +134,22 @@ class Engine:
                     self._end(text, "cancelled")
             if not scheduler.running and not scheduler.waiting and self._closing:
                 return
-            chosen = scheduler.next()
-            if not chosen:
-                continue
+            chosen: list[tuple[Text, int]] = []
             try:
-                self._step(chosen)
+                chosen = scheduler.next()
+                if chosen:
+                    self._step(chosen)
             except Exception as error:  # whatever it was, it must not take the server down
                 log.exception("a step failed")
-                for text, _ in chosen:
-                    if text in scheduler.running:
+                # Where not even the choice of texts was made, any of them may be the cause.
+                concerned = [text for text, _ in chosen] or [*scheduler.running, *scheduler.waiting]
+                for text in concerned:
+                    if text in scheduler.running or text in scheduler.waiting:
                         self._end(text, "failed", f"{type(error).__name__}: {error}")
 
     def _step(self, chosen: Sequence[tuple[Text, int]]) -> None:
         started = time.perf_counter()
-        pieces, counts = [], []
+        pieces = []
         for text, count in chosen:
             known = text.tokens[text.read : text.read + count]
             ends = text.read + count == len(text.tokens)
@@ -161,7 +163,6 @@ class Engine:
                     observe=ends and text.request.selection,
                 )
             )
-            counts.append(count)
         output = self._runner.step(pieces)
         self._counts["steps"] += 1
         writing = sum(text.writes for text, _ in chosen)

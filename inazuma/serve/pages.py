@@ -41,19 +41,19 @@ class Pages:
         """Pages that `take` can give: unused ones, and idle ones, which are forgotten for it."""
         return len(self._unused) + len(self._idle)
 
-    def find(self, tokens: Sequence[int]) -> tuple[list[int], bytes]:
-        """The published pages that `tokens` begin with, which now have one user more, and the last one's name."""
-        pages, name = [], ROOT
+    def find(self, tokens: Sequence[int]) -> tuple[list[int], list[bytes]]:
+        """The published pages that `tokens` begin with, which now have one user more, and their names behind `ROOT`."""
+        pages, names = [], [ROOT]
         for start in range(0, len(tokens) - PAGE + 1, PAGE):
-            following = name_of(name, tokens[start : start + PAGE])
-            page = self._by_name.get(following)
+            name = name_of(names[-1], tokens[start : start + PAGE])
+            page = self._by_name.get(name)
             if page is None:
                 break
-            name = following
+            names.append(name)
             pages.append(page)
             self._users[page] += 1
             self._idle.pop(page, None)
-        return pages, name
+        return pages, names
 
     def take(self) -> int | None:
         """A page for one user, with anything in it; None where all are in use."""

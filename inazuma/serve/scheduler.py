@@ -45,7 +45,6 @@ class Text:
         self.hidden = None
         self.cost: float | None = None
         """Seconds to read a token of it, at the length it has."""
-        self.cancelled = False
         self.arrived = time.monotonic()
         self.first_token: float | None = None
 
@@ -144,11 +143,9 @@ class Scheduler:
             room = self.pages.available - len(self.running)
             if self.running and needed(len(sequence.tokens)) + 1 > room:
                 return
+            sequence.pages, sequence.names = self.pages.find(sequence.tokens[: sequence.shareable])
+            sequence.read = len(sequence.pages) * PAGE
             self.waiting.popleft()
-            found, _ = self.pages.find(sequence.tokens[: sequence.shareable])
-            sequence.pages, sequence.read = found, len(found) * PAGE
-            sequence.names = [ROOT]
-            self._publish(sequence)
             if not sequence.new:
                 sequence.cached = sequence.read
             self.running.append(sequence)
@@ -180,7 +177,8 @@ class Scheduler:
         self.running.remove(sequence)
         self.pages.release(sequence.pages)
         sequence.pages, sequence.read, sequence.draft, sequence.names = [], 0, None, [ROOT]
-        sequence.prompt_logprobs, sequence.hidden = [], None
+        if not sequence.new:  # the prompt is read anew, and so is what was asked about it
+            sequence.prompt_logprobs, sequence.hidden = [], None
         self.waiting.appendleft(sequence)
 
     # ------------------------------------------------------------------------------------------------------------------

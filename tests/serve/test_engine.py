@@ -194,6 +194,33 @@ def test_closing_finishes_what_it_can_and_cancels_the_rest():
         assert asyncio.run(close_meanwhile()) == reason
 
 
+def test_what_was_asked_about_a_prompt_outlives_an_interruption():
+    """With pages for one text and a half, one is interrupted after its prompt was read."""
+    requests = [Request(tokens(n, seed=n).tolist(), 60, GREEDY, prompt_logprobs=1) for n in (60, 61)]
+    serving, roomy = engine(pages=3), engine()
+    tight = ask(serving, *requests)
+    assert [done.prompt for _, done in tight] == [done.prompt for _, done in ask(roomy, *requests)]
+    assert all(len(done.prompt) == done.prompt_tokens for _, done in tight)
+    for each in (serving, roomy):
+        each.close(1)
+
+
+def test_a_choice_that_fails_ends_what_there_is_and_not_the_engine(monkeypatch):
+    serving = engine()
+    right = serving._scheduler.next
+
+    def wrong():
+        monkeypatch.setattr(serving._scheduler, "next", right)
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(serving._scheduler, "next", wrong)
+    [(_, done)] = ask(serving, Request(tokens(9).tolist(), 5, GREEDY))
+    assert done.reason == "failed" and "no such luck" in done.error
+    [(_, done)] = ask(serving, Request(tokens(9).tolist(), 5, GREEDY))
+    assert done.reason == "length" and idle(serving)
+    serving.close(1)
+
+
 def test_a_step_that_fails_fails_its_texts_alone(monkeypatch):
     serving = engine()
     right = serving._runner.step

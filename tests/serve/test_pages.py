@@ -11,7 +11,7 @@ from inazuma.serve.pages import ROOT, Pages, name_of
 
 def write(pages: Pages, tokens: list[int]) -> list[int]:
     """Takes and publishes what a text of these tokens fills."""
-    held, name = pages.find(tokens)
+    held, [*_, name] = pages.find(tokens)
     for start in range(len(held) * PAGE, len(tokens) - PAGE + 1, PAGE):
         page = pages.take()
         assert page is not None
@@ -63,7 +63,7 @@ def test_no_page_is_lost_or_held_twice(steps):
     pages, held = Pages(9), []
     for kind, length, release in steps:
         tokens = [kind] * (length * PAGE)
-        found, name = pages.find(tokens)
+        found, [*_, name] = pages.find(tokens)
         mine = list(found)
         while len(mine) < length and (page := pages.take()) is not None:
             name = pages.publish(page, name, tokens[:PAGE])
