@@ -14,7 +14,7 @@ from inazuma.serve.request import Request as EngineRequest
 from inazuma.serve.running import Run
 from inazuma.serve.schemas import Drawing
 from inazuma.serve.service import Call
-from inazuma.serve.stream_parser import make_parser
+from inazuma.serve.stream_parser import make_parser, markers
 from inazuma.serve.template import opens_thinking
 from inazuma.serve.writing import Said, Text, speak
 
@@ -105,7 +105,7 @@ class Turn:
             stops=self._stops,
             stop_ids=self._served.stop_ids,
             # The marks around calls and reasoning may be special tokens.
-            skip_special=not self._tools and not self._thinks,
+            keep=markers(self._format) if self._tools or self._thinks else (),
         )
         parser = make_parser(self._format, tools=self._tools, thinking=self._opened)
         return speak(run, text, parser, parallel_calls=self._parallel)

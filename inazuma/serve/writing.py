@@ -27,7 +27,7 @@ class Text:
         stops: strings that end the text and are not part of it.
         stop_ids: tokens that end it; never shown.
         keep_end: whether the one that did is given out among the tokens.
-        skip_special: whether other special tokens are left out of the text.
+        keep: markers that are shown although special tokens are left out; see `Detokenizer`.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class Text:
         stops: Sequence[str] = (),
         stop_ids: frozenset[int] = frozenset(),
         keep_end: bool = False,
-        skip_special: bool = True,
+        keep: Iterable[str] = (),
         offset: int = 0,
     ):
-        self._detokenizer = Detokenizer(vocabulary, skip_special_tokens=skip_special)
+        self._detokenizer = Detokenizer(vocabulary, keep=keep)
         self._stops = StopStrings(stops)
         self._stop_ids, self._keep_end = stop_ids, keep_end
         self._certain = self._shown = offset

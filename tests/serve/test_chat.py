@@ -144,6 +144,12 @@ def test_a_call_the_model_chose(live, client):
     assert '"name": "weather"' not in live.tokenizer.decode(live.engine.requests[-1].prompt)
 
 
+def test_special_tokens_that_are_no_markers_are_not_shown(live, client):
+    live.engine.say = [*live.ids("yes"), live.tokenizer.token_to_id("<|im_start|>"), *live.ids(" no"), 0]
+    answer = client.chat.completions.create(model=NAME, messages=USER, tools=TOOLS, temperature=0)
+    assert answer.choices[0].message.content == "yes no"
+
+
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "time"}}])
 def test_a_call_that_must_be(live, client, choice):
     answer = client.chat.completions.create(
