@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,19 +137,19 @@ class Conversation:
             UserError: no such file, or one that is no conversation; this one is as it was.
         """
         found = read_json(path)
-        messages = found.get("messages") if isinstance(found, dict) else None
-        messages = messages if isinstance(messages, list) and all(isinstance(x, dict) for x in messages) else None
-        right = isinstance(messages, list) and all(
-            isinstance(message, dict)
-            and isinstance(message.get("role"), str)
-            and isinstance(message.get("content"), str)
-            for message in messages
+        found = found if isinstance(found, dict) else {}
+        messages, settings = found.get("messages"), found.get("settings") or {}
+        right = (
+            isinstance(messages, list)
+            and isinstance(settings, dict)
+            and all(isinstance(message, dict) for message in messages)
+            and all(isinstance(message.get(name), str) for message in messages for name in ("role", "content"))
         )
         if not right:
             raise UserError(f"{path}: is no saved conversation")
-        settings = found.get("settings", {})
         self.settings = {name: settings[name] for name in SETTINGS if name in settings}
-        self.messages = messages
+        # Others' files may say more of a message than the API takes.
+        self.messages = [{name: message[name] for name in ("role", "content")} for message in messages]
 
 
 def models(url: str, key: str | None) -> list[dict[str, Any]]:
@@ -169,18 +170,13 @@ def _client(url: str, key: str | None) -> httpx2.Client:
     return httpx2.Client(base_url=url, headers=headers, timeout=httpx2.Timeout(30.0, read=None), trust_env=False)
 
 
-class _told:
+@contextmanager
+def _told(url: str) -> Iterator[None]:
     """Where the connection fails, one line that says so."""
-
-    def __init__(self, url: str):
-        self.url = url
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, httpx2.HTTPError):
-            raise RunError(f"{self.url}: {error or type(error).__name__}") from None
+    try:
+        yield
+    except httpx2.HTTPError as error:
+        raise RunError(f"{url}: {error or type(error).__name__}") from None
 
 
 def _reason(response: httpx2.Response) -> str:

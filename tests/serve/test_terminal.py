@@ -156,6 +156,26 @@ def test_a_refused_question_changes_nothing(live):
         talk.set("seed", "x")
 
 
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"messages": [1]}', '{"messages": [{"role": "user"}]}', '{"messages": [], "settings": 1}']
+)
+def test_a_file_that_is_no_conversation_changes_nothing(content, tmp_path):
+    file = tmp_path / "talk.json"
+    file.write_text(content)
+    talk = Conversation("http://127.0.0.1:9", NAME, settings={"seed": 1})
+    with pytest.raises(UserError, match="is no saved conversation"):
+        talk.load(file)
+    assert talk.messages == [] and talk.settings == {"seed": 1}
+
+
+def test_a_file_may_say_more_than_the_api_takes(tmp_path):
+    file = tmp_path / "talk.json"
+    file.write_text('{"messages": [{"role": "user", "content": "x", "at": 3}], "settings": null}')
+    talk = Conversation("http://127.0.0.1:9", NAME, settings={"seed": 1})
+    talk.load(file)
+    assert talk.messages == [{"role": "user", "content": "x"}] and talk.settings == {}
+
+
 def test_long_answers_are_shown_once():
     text = "# Title\n\n" + "".join(f"Paragraph number {i}.\n\n" for i in range(80)) + "```\ncode\n\nmore\n```\n\nend"
     console = Console(width=60, height=10, force_terminal=True, file=io.StringIO())
