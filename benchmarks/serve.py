@@ -75,8 +75,6 @@ def run(work: Path, turns: int, lengths: list[int]) -> dict:
         "python": platform.python_version(),
         "smollm2": serve.compare(smollm2, gguf, turns=turns, say=print),
     }
-    if not lengths:
-        return record
     sparse = random_model("dsa-mini", work / "dsa-mini", smollm2)
     body = {"model": "dsa-mini", "logit_bias": {"2": -100}}
     for format in ("bfloat16", "fp8"):
@@ -107,5 +105,5 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    record = run(arguments.work, arguments.turns, [int(length) for length in arguments.lengths.split(",") if length])
+    record = run(arguments.work, arguments.turns, [int(length) for length in arguments.lengths.split(",")])
     write_json(arguments.out, record)

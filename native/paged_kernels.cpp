@@ -338,30 +338,6 @@ void combine(const uint8_t* const* rows, Format format, int n, int D, const floa
   combine_format<BFLOAT16>(rows, n, D, w, stride, N, out, sums);
 }
 
-template <int L>
-void exponentials_of(float* x, int n, int P, const float* shift, float* sums) {
-  using X = Lanes<L>;
-  for (int r = 0; r < P; r += L) {
-    const auto minus = X::load(shift + r);
-    typename X::F total = {};
-    for (int s = 0; s < n; ++s) {
-      float* at = x + int64_t(s) * P + r;
-      const auto y = exponential<L>(X::load(at) - minus);
-      X::store(at, y);
-      total += y;
-    }
-    X::store(sums + r, total);
-  }
-}
-
-void exponentials(float* x, int n, int P, const float* shift, float* sums) {
-  if constexpr (VL == 16)
-    if (P % 16 == 0) return exponentials_of<16>(x, n, P, shift, sums);
-  if constexpr (VL >= 8)
-    if (P % 8 == 0) return exponentials_of<8>(x, n, P, shift, sums);
-  exponentials_of<4>(x, n, P, shift, sums);
-}
-
 void merge(float* out, float a, const float* x, float b, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = out[i] * a + x[i] * b;
 }
@@ -372,7 +348,7 @@ void merge(float* out, float a, const float* x, float b, int64_t n) {
 #define TABLE(isa) JOINED(paged_kernels_, isa)
 
 extern const PagedKernels TABLE(INAZUMA_ISA) = {
-    decode, encode, pack, score, products, softmax, combine, exponentials, merge,
+    decode, encode, pack, score, products, softmax, combine, merge,
 };
 
 }  // namespace inazuma

@@ -45,9 +45,6 @@ struct PagedKernels {
   void (*combine)(const uint8_t* const* rows, Format format, int n, int D, const float* w, int stride, int N,
                   float* out, float* sums);
 
-  // x[s][r] = exp(x[s][r] - shift[r]), sums[r] = sum_s of it; x [n][P] as in kernels.h.
-  void (*exponentials)(float* x, int n, int P, const float* shift, float* sums);
-
   // out = a out + b x, n numbers.
   void (*merge)(float* out, float a, const float* x, float b, int64_t n);
 };

@@ -196,11 +196,6 @@ class Runner:
         embedded_NE = self._embed([token for piece in pieces for token in piece.tokens])
         return self._logits(predictor(embedded_NE, hidden_NE, batch), pieces)
 
-    def copy_page(self, source: int, target: int) -> None:
-        for layer in self._all():
-            for pool in layer.pools:
-                pool.copy_page(source, target)
-
     def _embed(self, tokens: list[int]) -> Tensor:
         return F.embedding(torch.tensor(tokens, device=self.device), self._embedding).float()
 
@@ -242,7 +237,8 @@ class _Packer:
     """Packs weights, and counts their bytes."""
 
     def __init__(self, weights: Weights):
-        self._weights, self.nbytes = weights, 0
+        self.kind, self.nbytes = None if weights == "none" else weights, 0
+        """What weights are made: None leaves them as exact as they are."""
 
     def __call__(self, *linears: nn.Linear) -> Packed:
         """Linear layers that read the same input, as one."""
@@ -250,7 +246,7 @@ class _Packer:
         if linears[0].bias is not None:
             bias = torch.cat([linear.bias for linear in linears])
         weight = torch.cat([linear.weight for linear in linears]) if len(linears) > 1 else linears[0].weight
-        packed = self.weight(weight, bias, None if self._weights == "none" else self._weights)
+        packed = self.weight(weight, bias, self.kind)
         for linear in linears:
             linear.weight, linear.bias = None, None
         return packed
@@ -268,7 +264,7 @@ class _Packer:
         return self.weight(torch.cat([linear.weight.float() for linear in linears]), None, "float32")
 
     def head(self, weight: Tensor) -> Packed:
-        return self.weight(weight, None, None if self._weights == "none" else "int8")
+        return self.weight(weight, None, None if self.kind is None else "int8")
 
 
 class _Norm:
@@ -466,9 +462,8 @@ class _Mixture:
         self._streamed, self._experts = None, []
         experts = module.experts
         if isinstance(experts, Experts):
-            kind = None if packer._weights == "none" else packer._weights
             for gate, up, down in zip(experts.gate_proj, experts.up_proj, experts.down_proj, strict=True):
-                self._experts.append(_Expert(gate, up, down, lambda weight: packer.weight(weight, None, kind)))
+                self._experts.append(_Expert(gate, up, down, lambda weight: packer.weight(weight, None, packer.kind)))
             experts.gate_proj = experts.up_proj = experts.down_proj = None
         else:
             self._streamed = experts
