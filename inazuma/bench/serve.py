@@ -54,7 +54,9 @@ def stream(client: httpx2.Client, body: dict[str, Any]) -> tuple[list[float], di
 
 
 def client_of(url: str) -> httpx2.Client:
-    return httpx2.Client(base_url=url, timeout=httpx2.Timeout(30, read=600), trust_env=False)
+    """A client that connects anew for each request: servers close idle connections when they like."""
+    limits = httpx2.Limits(max_keepalive_connections=0)
+    return httpx2.Client(base_url=url, timeout=httpx2.Timeout(30, read=600), trust_env=False, limits=limits)
 
 
 def figures(url: str, body: dict[str, Any], turn: int) -> dict[str, float]:
