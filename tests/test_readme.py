@@ -83,6 +83,20 @@ def test_small_memory_is_the_records(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", READMES)
+def test_served_figures_are_the_records(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    record = json.loads((ROOT / "benchmarks/results/serve.json").read_text())
+    assert record["code"]["clean"]
+    for figures in record["smollm2"].values():
+        shown = (f"{figures[figure]['median']:,.0f}" for figure in ("decode", "prefill", "clients"))
+        assert f"| {' | '.join(shown)} |" in text
+    sparse, dense = record["sparse, cache bfloat16"], record["dense in llama.cpp"]
+    shown = [sparse[length] for length in ("4096", "16384", "65536")]
+    shown += [dense[length]["median_ms"] for length in ("4096", "16384")]
+    assert [f"{ms:.0f}" for ms in shown] == re.findall(r"(\d+) ms", text)
+
+
+@pytest.mark.parametrize("name", READMES)
 def test_every_link_leads_somewhere(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?://)([^)]+)\)", text):
