@@ -195,7 +195,7 @@ def test_without_determinism_gradients_are_the_definitions_and_no_map_is_made(
     with monkeypatch.context() as patch:
         patch.setattr(dispatch, "deterministic", False)
         for module in ("operators", "loss_operator"):
-            patch.setattr(f"inazuma.ops.triton.{module}.pairs_by_key", None)
+            patch.setattr(f"inazuma.ops.triton.{module}.places_of_keys", None)
         assert_same(everything(inputs, 6, "triton"), expected, dtype)
         torch.use_deterministic_algorithms(True)
         try:
@@ -254,7 +254,7 @@ def test_the_operators_are_registered_as_pytorch_wants_them() -> None:
     operators = torch.ops.inazuma
     for operator, arguments in (
         (operators.triton_select_tokens, (*inputs.index, 3, *ends)),
-        (operators.triton_attention, (*inputs.attention, torch.zeros(4), indices, None, None, 0.5)),
+        (operators.triton_attention, (*inputs.attention, torch.zeros(4), indices, None, None, 0.5, False)),
         (operators.triton_index_loss, (*inputs.index, *teacher, None, *ends, 0.5, True, False)),
     ):
         checked = "test_schema", "test_autograd_registration", "test_faketensor"

@@ -28,7 +28,7 @@ data share of CDNA 3)."""
 SPILLED = 64
 """Bytes a thread may spill: a few registers that are set aside once, outside a loop."""
 OF_PACKS = {"list_holders", "mark_holders"}
-WITHOUT_PRODUCTS = {"keep_best", "loss_of_rows", "query_ranges", "sum_pairs"} | OF_PACKS
+WITHOUT_PRODUCTS = {"keep_best", "loss_of_rows", "mark_places", "query_ranges", "sum_pairs"} | OF_PACKS
 KERNELS = WITHOUT_PRODUCTS | {
     "attention_backward_keys",
     "attention_backward_queries",

@@ -137,13 +137,13 @@ def compile_all(name: str, chosen: list[str]) -> list[dict[str, Any]]:
             return
         done.add(key)
         compiled = triton.compile(source, target=target, options=options)
-        flags = "ROWS", "KEYS", "QUERIES", "BLOCK", "SPARSE", "PACK", "ATOMIC"
+        flags = "ROWS", "KEYS", "QUERIES", "BLOCK", "SPARSE", "PACK", "ATOMIC", "MERGED"
         sizes = {x: arguments[x] for x in flags if x in arguments}
         record = {"target": name, "kernel": kernel.__name__, "widths": where, **sizes, **options}
         records.append(record | report(target, compiled))
 
     JITFunction.run = run
-    limits = tiles.Limits(SHARED_MEMORY[name], target.warp_size)
+    limits = tiles.Limits(SHARED_MEMORY[name], target.warp_size, target.arch == tiles.HOPPER)
     operators.limits = loss_operator.limits = lambda device: limits
     for label in chosen:
         for dtype in TYPES if label in ("grouped", "narrow") else [torch.bfloat16]:

@@ -337,6 +337,7 @@ def attention_backward_keys(
     DK_REST: tl.constexpr,
     DV: tl.constexpr,
     DV_TILE: tl.constexpr,
+    MERGED: tl.constexpr,
     SPARSE: tl.constexpr,
     ATOMIC: tl.constexpr,
     ROWS: tl.constexpr,
@@ -346,7 +347,8 @@ def attention_backward_keys(
 
     SPARSE: tiles are of the pairs (query, kept key) of the `chunk_size` queries from `chunk_begin` on, and
     `dk [pairs,G,Dk]`, `dv [pairs,G,Dv]` hold what each pair contributes, for `sum_pairs`; if ATOMIC, it is added to the
-    gradients in float32. Otherwise tiles are of the S keys, `ranges [B,tiles,2]` says which queries can see them, and
+    gradients in float32. With MERGED the values are the first columns of the keys and their gradient is added to that
+    of the keys: there is no `dv`. Otherwise tiles are of the S keys, `ranges [B,tiles,2]` says which queries can see them, and
     `dk [B,S,G,Dk]`, `dv [B,S,G,Dv]` are the gradients.
     Values are loaded even where the keys hold them: once a program, and sharing one tile's registers made them spill.
     """
@@ -375,7 +377,8 @@ def attention_backward_keys(
         dk_rest = tl.zeros([KEYS, DK_REST], tl.float32)
     v_offsets = offsets_of(batch, key, group, v_batch, v_row, v_group)
     values = columns(v, v_offsets, read, 0, DV_TILE, DV)
-    dvalues = tl.zeros([KEYS, DV_TILE], tl.float32)
+    if not MERGED:
+        dvalues = tl.zeros([KEYS, DV_TILE], tl.float32)
     for start in range(query_low * N, query_high * N, ROWS):
         row = start + tl.arange(0, ROWS)
         exists = row < query_high * N
@@ -398,21 +401,26 @@ def attention_backward_keys(
             scores = tl.dot(k_rest, tl.trans(q_rest), scores, input_precision="ieee")
         weights = tl.exp(tl.where(seen, scores * scale - base[None, :], float("-inf")))
         slope = columns(dout, place_of_row * DV, exists, 0, DV_TILE, DV)
-        dvalues = tl.dot(weights.to(slope.dtype), slope, dvalues, input_precision="ieee")
+        if MERGED:
+            dk_main = tl.dot(weights.to(slope.dtype), slope, dk_main, input_precision="ieee")
+        else:
+            dvalues = tl.dot(weights.to(slope.dtype), slope, dvalues, input_precision="ieee")
         dweights = tl.dot(values, tl.trans(slope), input_precision="ieee")
         # A key that nobody sees may hold NaN, and 0 * NaN is NaN.
-        dscores = tl.where(seen, weights * (dweights - drop[None, :]), 0.0).to(q_main.dtype)
+        dscores = tl.where(seen, weights * (dweights - drop[None, :]) * scale, 0.0).to(q_main.dtype)
         dk_main = tl.dot(dscores, q_main, dk_main, input_precision="ieee")
         if DK_REST > 0:
             dk_rest = tl.dot(dscores, q_rest, dk_rest, input_precision="ieee")
     write = write.to(tl.int64) * groups + group
     if ATOMIC:
-        add_columns(dk, write * DK, read, dk_main * scale, 0, DK_MAIN, DK)
+        add_columns(dk, write * DK, read, dk_main, 0, DK_MAIN, DK)
         if DK_REST > 0:
-            add_columns(dk, write * DK, read, dk_rest * scale, DK_MAIN, DK_REST, DK)
-        add_columns(dv, write * DV, read, dvalues, 0, DV_TILE, DV)
+            add_columns(dk, write * DK, read, dk_rest, DK_MAIN, DK_REST, DK)
+        if not MERGED:
+            add_columns(dv, write * DV, read, dvalues, 0, DV_TILE, DV)
     else:
-        put_columns(dk, write * DK, read, dk_main * scale, 0, DK_MAIN, DK)
+        put_columns(dk, write * DK, read, dk_main, 0, DK_MAIN, DK)
         if DK_REST > 0:
-            put_columns(dk, write * DK, read, dk_rest * scale, DK_MAIN, DK_REST, DK)
-        put_columns(dv, write * DV, read, dvalues, 0, DV_TILE, DV)
+            put_columns(dk, write * DK, read, dk_rest, DK_MAIN, DK_REST, DK)
+        if not MERGED:
+            put_columns(dv, write * DV, read, dvalues, 0, DV_TILE, DV)

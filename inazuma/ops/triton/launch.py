@@ -13,8 +13,8 @@ from torch import Tensor
 from inazuma.ops import dispatch
 from inazuma.ops.contract import Spans
 from inazuma.ops.triton import tiles
+from inazuma.ops.triton.pairs import mark_places, sum_pairs
 from inazuma.ops.triton.pairs import query_ranges as query_ranges_kernel
-from inazuma.ops.triton.pairs import sum_pairs
 
 SLAB_BYTES = 256 << 20
 """The most that a slab takes, however long the sequence (more only where a single query needs more)."""
@@ -58,7 +58,8 @@ def limits(device: torch.device) -> tiles.Limits:
     if device.type == "cpu":
         return tiles.SMALLEST
     shared = triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
-    return tiles.Limits(shared, triton.runtime.driver.active.get_current_target().warp_size)
+    target = triton.runtime.driver.active.get_current_target()
+    return tiles.Limits(shared, target.warp_size, target.arch == tiles.HOPPER)
 
 
 def atomic() -> bool:
@@ -95,21 +96,38 @@ def options(tile: tiles.Tiles) -> dict[str, int]:
     return {"ROWS": tile.rows, "KEYS": tile.keys, "num_warps": tile.warps, "num_stages": tile.stages}
 
 
-def pairs_by_key(indices: Tensor, S: int) -> tuple[Tensor, Tensor]:
-    """The places in `indices [B,queries,K]` sorted by the key they name, and where each of the B * S keys begins."""
-    B = indices.shape[0]
-    row = S * torch.arange(B, dtype=torch.int32, device=indices.device)[:, None, None]
-    key, order = torch.where(indices < 0, B * S, indices + row).flatten().sort(stable=True)
-    bounds = torch.arange(B * S + 1, dtype=torch.int32, device=indices.device)
-    return order, torch.searchsorted(key, bounds)
+def contributions_for(indices: Tensor, x: Tensor) -> Tensor:
+    """Room for what each pair of `indices [B,chunk,K]` owes to the gradient of `x [B,S,...]`: `[B,chunk,K,width]`.
+
+    In bfloat16 where `x` is, for that gradient will be: 8 bits of each contribution, and their sum in float32. In
+    float16 small ones would vanish.
+    """
+    dtype = x.dtype if x.dtype == torch.bfloat16 else torch.float32
+    return indices.new_empty(*indices.shape, x[0, 0].numel(), dtype=dtype)
 
 
-def add_pairs(total: Tensor, contributions: Tensor, order: Tensor, starts: Tensor) -> None:
-    """Adds to each key of `total [B,S,...]` the contributions `[pairs,...]` that are its own."""
-    keys = total.shape[0] * total.shape[1]
-    width = total[0, 0].numel()
-    block = min(1024, tiles.power_of_two(width))
-    sum_pairs[keys, triton.cdiv(width, block)](contributions, order, starts, total, width, COLUMNS=block)
+def bytes_of_pairs(K: int, S: int, *tensors: Tensor) -> int:
+    """What a query's contributions to the gradients of `tensors` take, and its places for `add_pairs`."""
+    return 4 * S + sum(K * x[0, 0].numel() * (2 if x.dtype == torch.bfloat16 else 4) for x in tensors)
+
+
+def places_of_keys(indices: Tensor, S: int) -> Tensor:
+    """Where each key stands in each row of `indices [B,chunk,K]`: int32 `[B,chunk,S]`, -1 where it does not."""
+    B, chunk, K = indices.shape
+    places = indices.new_full((B, chunk, S), -1)
+    grid = chunk * triton.cdiv(K, tiles.UNION_BLOCK), B
+    mark_places[grid](indices, places, indices.stride(0), S, K, BLOCK=tiles.UNION_BLOCK)
+    return places
+
+
+def add_pairs(total: Tensor, contributions: Tensor, places: Tensor) -> None:
+    """Adds to each key of `total [B,S,...]` the `contributions [B,chunk,K,width]` that are its own."""
+    B, chunk, K, width = contributions.shape
+    S = places.shape[-1]
+    columns = min(tiles.SUM_COLUMNS, tiles.power_of_two(width))
+    keys = tiles.SUM_BLOCK // columns
+    grid = triton.cdiv(S, keys), triton.cdiv(width, columns), B
+    sum_pairs[grid](contributions, places, total, chunk, S, K, width, KEYS=keys, COLUMNS=columns)
 
 
 def query_ranges(first: Tensor, last: Tensor, begin: int, end: int, S: int, keys: int) -> Tensor:

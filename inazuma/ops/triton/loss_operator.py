@@ -15,11 +15,13 @@ from inazuma.ops.triton.launch import (
     add_pairs,
     atomic,
     by_rows,
+    bytes_of_pairs,
     chunks,
+    contributions_for,
     limits,
     on_its_gpu,
     options,
-    pairs_by_key,
+    places_of_keys,
     query_ranges,
     spans_of,
 )
@@ -71,7 +73,7 @@ def _index_loss(
     index = alike(index_q, index_k, index_w)
     q, k, lse = by_rows(q), by_rows(k), lse.float().contiguous()
     B, T = q.shape[:2]
-    S, C = index_k.shape[1:]
+    S = index_k.shape[1]
     if indices is None:
         L, live = S, last >= first
     else:
@@ -82,7 +84,8 @@ def _index_loss(
     losses = lse.new_zeros(B, T)
     dq, dk, dw = (x.new_zeros(x.shape if learns else 0, dtype=torch.float32) for x in index)
     dq = dq.to(dtypes[0])
-    for chunk in chunks(B, T, 4 * L * (2 + (indices is not None and learns and not any_order) * C)):
+    pairs = bytes_of_pairs(L, S, index[1]) if indices is not None and learns and not any_order else 0
+    for chunk in chunks(B, T, 8 * L + pairs):
         sets = [None if x is None else x[chunk.batch] for x in (indices, first, last)]
         parts = [x[chunk.batch] for x in index]
         g = _slope(parts, *(x[chunk.batch] for x in (q, k, lse)), sets, losses[chunk.batch], scale, chunk)
@@ -173,11 +176,11 @@ def _backward(
         index_backward_keys[ranges.shape[1], B](*index, g, *sets, ranges, dk, *sizes, ATOMIC=False, **constants)
     else:
         part = indices[:, chunk.begin : chunk.begin + chunk.size]
-        contributions = dk if any_order else dk.new_empty(part.numel(), C)
+        contributions = dk if any_order else contributions_for(part, index_k)
         grid = chunk.size * triton.cdiv(L, tile.keys), B
         index_backward_keys[grid](*index, g, *sets, None, contributions, *sizes, ATOMIC=any_order, **constants)
         if not any_order:
-            add_pairs(dk, contributions, *pairs_by_key(part, S))
+            add_pairs(dk, contributions, places_of_keys(part, S))
 
 
 @_index_loss.register_fake

@@ -20,12 +20,14 @@ from inazuma.ops.triton.launch import (
     add_pairs,
     atomic,
     by_rows,
+    bytes_of_pairs,
     chunks,
+    contributions_for,
     keys_and_values,
     limits,
     on_its_gpu,
     options,
-    pairs_by_key,
+    places_of_keys,
     query_ranges,
     spans_of,
 )
@@ -40,13 +42,13 @@ def select_tokens(index_q: Tensor, index_k: Tensor, index_w: Tensor, k: int, spa
 def sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, indices: Tensor, scale: float, sink: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return _attention(q, k, v, sink, indices, None, None, scale)
+    return _attention(q, k, v, sink, indices, None, None, scale, values_are_keys(k, v))
 
 
 def dense_attention(
     q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float, sink: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return _attention(q, k, v, sink, None, *spans_of(spans), scale)
+    return _attention(q, k, v, sink, None, *spans_of(spans), scale, values_are_keys(k, v))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,6 +130,19 @@ def alike(index_q: Tensor, index_k: Tensor, index_w: Tensor) -> tuple[Tensor, Te
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def values_are_keys(k: Tensor, v: Tensor) -> bool:
+    """Whether `v` is `k[..., :Dv]` as kernels and as autograd see it, so that one gradient may hold what both are owed.
+
+    That they share memory is not enough: of a detached view nothing is owed to the keys.
+    """
+    if torch.compiler.is_compiling() or v.grad_fn is None or "Slice" not in v.grad_fn.name():
+        return False
+    source = v.grad_fn.next_functions[0][0]
+    slice_of_k = source is k.grad_fn if k.grad_fn is not None else getattr(source, "variable", None) is k
+    same_rows = v.shape[:-1] == k.shape[:-1] and v.stride() == k.stride() and v.storage_offset() == k.storage_offset()
+    return slice_of_k and same_rows and v.shape[-1] == tiles.split(k.shape[-1])[0]
+
+
 class Problem(NamedTuple):
     """Attention's arguments as every kernel takes them, and what decides on tiles."""
 
@@ -204,6 +219,7 @@ def _attention(
     first: Tensor | None,
     last: Tensor | None,
     scale: float,
+    merged: bool,
 ) -> tuple[Tensor, Tensor]:
     q, (k, v) = by_rows(q), keys_and_values(k, v)
     if indices is not None:
@@ -221,7 +237,7 @@ def _attention(
 
 
 @_attention.register_fake
-def _(q, k, v, sink, indices, first, last, scale):
+def _(q, k, v, sink, indices, first, last, scale, merged):
     return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
@@ -235,6 +251,7 @@ def _attention_backward(
     first: Tensor | None,
     last: Tensor | None,
     scale: float,
+    merged: bool,
     out: Tensor,
     lse: Tensor,
     dout: Tensor,
@@ -243,7 +260,8 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k and v, and `delta = rowsum(dout * out) - dlse`, float32 `[B,T,H]`.
 
-    any_order: whether gradients of kept keys may be summed in any order.
+    merged: whether the gradient of k shall hold that of v, which is then empty. any_order: whether gradients of kept
+    keys may be summed in any order.
     """
     q, (k, v), dout, dlse = by_rows(q), keys_and_values(k, v), by_rows(dout.contiguous()), dlse.contiguous()
     if indices is not None:
@@ -258,9 +276,9 @@ def _attention_backward(
     sets, results = (indices, first, last), (out, lse, dout, dlse, delta, dq)
     _launch_by_rows(attention_backward_queries, tile, problem, (q, k, v), sets, results, scale)
 
-    tile = tiles.backward_keys(gpu, problem.widths)
+    tile = tiles.backward_keys(gpu, problem.widths, merged)
 
-    def backward_keys(grid: int, chunk: Chunk, ranges: Tensor | None, dk: Tensor, dv: Tensor) -> None:
+    def backward_keys(grid: int, chunk: Chunk, ranges: Tensor | None, dk: Tensor, dv: Tensor | None) -> None:
         before, after = (
             [None if x is None else x[chunk.batch] for x in xs]
             for xs in ((q, k, v, indices, first, last), (lse, dout, delta))
@@ -269,47 +287,52 @@ def _attention_backward(
         attention_backward_keys[grid, G, len(before[0])](
             *(*before, ranges, *after, dk, dv, *problem.strides, *sizes, scale),
             ATOMIC=indices is not None and any_order,
+            MERGED=merged,
             **problem.constants,
             **options(tile),
         )
 
+    owed = (k,) if merged else (k, v)
     if indices is None:
-        dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
+        sums = [x.new_empty(x.shape) for x in owed]
         ranges = query_ranges(first, last, 0, T, S, tile.keys)
-        backward_keys(ranges.shape[1], Chunk(slice(0, B), 0, T), ranges, dk, dv)
-        return dq, dk, dv, delta
-    sums = [x.new_zeros(x.shape, dtype=torch.float32) for x in (k, v)]
-    if any_order:
-        backward_keys(T * triton.cdiv(K, tile.keys), Chunk(slice(0, B), 0, T), None, *sums)
-        return dq, sums[0].to(k.dtype), sums[1].to(v.dtype), delta
-    for chunk in chunks(B, T, 4 * K * sum(x[0, 0].numel() for x in sums)):
-        part = indices[chunk.batch, chunk.begin : chunk.begin + chunk.size]
-        contributions = [x.new_empty(part.numel(), *x.shape[2:]) for x in sums]
-        backward_keys(chunk.size * triton.cdiv(K, tile.keys), chunk, None, *contributions)
-        order, starts = pairs_by_key(part, S)
-        for x, contribution in zip(sums, contributions, strict=True):
-            add_pairs(x[chunk.batch], contribution, order, starts)
-    return dq, sums[0].to(k.dtype), sums[1].to(v.dtype), delta
+        backward_keys(ranges.shape[1], Chunk(slice(0, B), 0, T), ranges, *sums, *[None] * merged)
+    else:
+        sums = [x.new_zeros(x.shape, dtype=torch.float32) for x in owed]
+        if any_order:
+            grid = T * triton.cdiv(K, tile.keys)
+            backward_keys(grid, Chunk(slice(0, B), 0, T), None, *sums, *[None] * merged)
+        else:
+            for chunk in chunks(B, T, bytes_of_pairs(K, S, *owed)):
+                part = indices[chunk.batch, chunk.begin : chunk.begin + chunk.size]
+                contributions = [contributions_for(part, x) for x in owed]
+                backward_keys(chunk.size * triton.cdiv(K, tile.keys), chunk, None, *contributions, *[None] * merged)
+                places = places_of_keys(part, S)
+                for x, contribution in zip(sums, contributions, strict=True):
+                    add_pairs(x[chunk.batch], contribution, places)
+    dk, dv = (*(x.to(k.dtype) for x in sums), *[v.new_empty(0)] * merged)
+    return dq, dk, dv, delta
 
 
 @_attention_backward.register_fake
-def _(q, k, v, indices, first, last, scale, out, lse, dout, dlse, any_order):
-    return *(x.new_empty(x.shape) for x in (q, k, v)), torch.empty_like(lse)
+def _(q, k, v, indices, first, last, scale, merged, out, lse, dout, dlse, any_order):
+    dv = v.new_empty(0 if merged else v.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), dv, torch.empty_like(lse)
 
 
 def _save_attention(ctx, inputs, output):
-    *tensors, ctx.scale = inputs
+    *tensors, ctx.scale, ctx.merged = inputs
     ctx.save_for_backward(*tensors, *output)
 
 
 def _differentiate_attention(ctx, dout, dlse):
     q, k, v, sink, indices, first, last, out, lse = ctx.saved_tensors
     sets = indices, first, last
-    dq, dk, dv, delta = _attention_backward(q, k, v, *sets, ctx.scale, out, lse, dout, dlse, atomic())
+    dq, dk, dv, delta = _attention_backward(q, k, v, *sets, ctx.scale, ctx.merged, out, lse, dout, dlse, atomic())
     dsink = None
     if sink is not None:
         dsink = -((sink.float() - lse).exp() * delta).sum((0, 1)).to(sink.dtype)
-    return dq, dk, dv, dsink, None, None, None, None
+    return dq, dk, dv if dv.numel() else None, dsink, None, None, None, None, None
 
 
 _attention.register_autograd(_differentiate_attention, setup_context=_save_attention)

@@ -24,6 +24,13 @@ UNION_BLOCK = 1024
 LARGEST_PACK = 8
 """Queries that may share a tile of kept keys: the bits of a byte."""
 
+SUM_BLOCK = 2048
+SUM_COLUMNS = 128
+"""Sums that a program holds of the pairs' contributions, and at most so many of a key's."""
+
+HOPPER = 90
+"""The compute capability whose tensor cores multiply tiles of 64 rows in shared memory (wgmma)."""
+
 RANGE_BLOCK = 1024
 """Queries whose spans are read at a time to find who sees a tile of keys."""
 
@@ -35,6 +42,9 @@ class Limits(NamedTuple):
     """Bytes of shared memory: 65,536 (gfx942), 101,376 (sm_86, 89, 120), 166,912 (sm_80), 232,448 (sm_90, sm_100)."""
     warp: int
     """Threads of a warp: 32 (NVIDIA) or 64 (AMD), where 8 warps leave each thread half the registers of 4."""
+
+    hopper: bool = False
+    """Whether products want 64 rows: `HOPPER`."""
 
     @property
     def roomy(self) -> bool:
@@ -146,11 +156,14 @@ def backward_queries(gpu: Limits, widths: Widths, sparse: bool, packed: bool = F
     return for_sets(tile, widths.heads, packed) if sparse else tile
 
 
-def backward_keys(gpu: Limits, widths: Widths) -> Tiles:
+def backward_keys(gpu: Limits, widths: Widths, merged: bool = False) -> Tiles:
+    """merged: whether one sum serves keys and values."""
     if widths.exact:
         return EXACT
     if widths.narrow:
         return Tiles(32, 64, 8, 1)
+    if merged and gpu.hopper:
+        return at_most(Tiles(32, 64, 8, 1), widths.heads)
     return Tiles(16, 16, 4 if gpu.warp == 64 else 8, 1)
 
 
