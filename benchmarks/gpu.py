@@ -3,6 +3,7 @@
     check      every kernel against the float64 definition, in bfloat16 and, up to width 128, in float16 and float32
     kernels    attention, selection and the loss at the sizes of large models, and the two choices that only a GPU can
                settle: queries with few heads in packs or not, gradients of kept keys by a sorted map or atomically
+    auto       every engine that can take a GPU's tensors, from one token on: what `engine="auto"` should take
     training   forward and backward beside PyTorch's `scaled_dot_product_attention`, and the length from which ours wins
 
 The record, with the machine, the versions and every raw time, goes to `benchmarks/results/gpu.json` after each entry.
@@ -101,6 +102,17 @@ def check(name: str, dtype: str, heads: int, groups: int, width: int, value_widt
                     raise UserError(f"{way}: {label} is {error:.1e} from the definition's")
                 errors[f"{way}: {label}"] = error
     return {"errors": errors}
+
+
+def check_selection(T: int, S: int, K: int, largest: int) -> dict:
+    """Selection in long rows, of scores that are whole numbers: the larger `largest`, the fewer of them are equal."""
+    shapes = (1, T, 9, 32), (1, S, 32), (1, T, 9)
+    index = [torch.randint(-largest, largest + 1, shape, device=DEVICE).to(DTYPE) for shape in shapes]
+    kept = select_tokens(*index, K, engine="triton")
+    wrong = kept != select_tokens(*(x.double() for x in index), K, engine="reference")
+    if wrong.any():
+        raise UserError(f"{int(wrong.any(-1).sum())} of {T} rows differ from the definition's")
+    return {"errors": {"selection": 0.0}}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -250,6 +262,24 @@ def against_dense(length: int, K: int, heads: int, width: int) -> dict:
     return {"seconds": times}
 
 
+def engines(T: int, S: int, K: int, heads: int, learns: bool) -> dict:
+    """Selection and attention of the last T of S queries, with the loss and all gradients where it `learns`."""
+    width = 16 if TOY else 128
+    sizes = (1, T, heads, width), (1, S, 1, width), (1, S, 1, width), (1, T, 4, width), (1, S, width)
+    leaves = [draw(*size, seed=i).requires_grad_(learns) for i, size in enumerate(sizes)]
+    leaves.append(draw(1, T, 4, dtype=torch.float32, seed=6).requires_grad_(learns))
+    last = torch.arange(S - T, S, dtype=torch.int32, device=DEVICE)[None]
+    spans = {"first": torch.zeros_like(last), "last": last}
+
+    def step(engine: str) -> object:
+        result = dsa(*leaves, topk=K, stage="sparse" if learns else "frozen", engine=engine, **spans)
+        if not learns:
+            return result.out
+        return torch.autograd.grad((result.out.sum(), result.loss), leaves)
+
+    return {"seconds": {name: seconds(lambda name=name: step(name)) for name in ("reference", "triton")}}
+
+
 def crossover(entries: list[dict], way: str) -> float | None:
     """The length at which `way` takes as long as dense attention: between two measured lengths, on a line through the
     logarithms of length and ratio; None where it is outside of them."""
@@ -289,6 +319,9 @@ def plan() -> dict[str, list[tuple[Callable[..., dict], dict[str, Any]]]]:
         for dtype in ("float16", "float32") if TOY else ("bfloat16", "float16", "float32"):
             if dtype == "bfloat16" or widths["width"] <= 128:
                 checks.append((check, {"name": name, "dtype": dtype, **widths, **lengths}))
+    for largest in (1, 8):
+        rows = {"T": 3, "S": 4500, "K": 9} if TOY else {"T": 500, "S": 70000, "K": 2048}
+        checks.append((check_selection, {**rows, "largest": largest}))
     many, K = (20, 4) if TOY else (128, 2048)
     short, T, S, far = (13, 6, 24, 40) if TOY else (2119, 4096, 32768, 131072)
     kernels: list[tuple[Callable[..., dict], dict[str, Any]]] = [(ceilings, {"size": 64 if TOY else 8192})]
@@ -308,7 +341,11 @@ def plan() -> dict[str, list[tuple[Callable[..., dict], dict[str, Any]]]]:
     kernels.append((loss, {"T": T, "S": S, "K": K, "heads": many, **index}))
     layer = {"K": K, "heads": 4, "width": 16} if TOY else {"K": K, "heads": 16, "width": 128}
     ladder = (8, 16) if TOY else (32768, 65536, 131072, 16384, 8192)
-    return {"check": checks, "kernels": kernels, "training": [(against_dense, {"length": n, **layer}) for n in ladder]}
+    auto = []
+    for learns, last, keys in ((False, 1, 64), (False, 1, short), (False, 1, S), (True, 64, 64), (True, short, short)):
+        auto.append((engines, {"T": last, "S": keys, "K": 4 if TOY else 256, "heads": 4, "learns": learns}))
+    training = [(against_dense, {"length": n, **layer}) for n in ladder]
+    return {"check": checks, "kernels": kernels, "auto": auto, "training": training}
 
 
 def run_entry(measure: Callable[..., dict], sizes: dict[str, Any]) -> dict:

@@ -25,11 +25,11 @@ from inazuma.ops.contract import check_attention, check_index, check_indices, ch
 
 ENGINES = {"triton": triton, "cpu": cpu, "reference": reference}
 
-AUTO = ("cpu", "reference")
-"""What `engine="auto"` may take, the fastest first, as measured in `benchmarks/results/auto.json`: the C++ engine was
-faster than the reference at every shape, from 1 token on. Dense attention is part of the choice in `dsa`, which reads
-in place what a selection of all keys would gather. Not triton: its kernels are right in Triton's interpreter and they
-compile for every GPU, but none has run them yet; `benchmarks/gpu.py` is what must pass there first."""
+AUTO = ("triton", "cpu", "reference")
+"""What `engine="auto"` may take, the fastest first: `triton` on NVIDIA GPUs (`benchmarks/results/gpu.json`), and on
+CPUs the C++ engine, faster than the reference at every shape, from 1 token on (`benchmarks/results/auto.json`). Dense
+attention is part of the choice in `dsa`, which reads in place what a selection of all keys would gather. On AMD GPUs
+triton has to be asked for: its kernels compile for them, but none has run them yet."""
 
 debug = os.environ.get("INAZUMA_DEBUG", "0") != "0"
 """Whether `select_tokens` counts the scores that are not finite and raises `RunError` where there are any, which takes
@@ -54,9 +54,14 @@ def engine_for(*tensors: Tensor | None, engine: str = "auto") -> str:
         if (why := ENGINES[engine].obstacle(*tensors)) is not None:
             raise UserError(f"engine: {engine!r} cannot run: {why}")
         return engine
-    if cpu.MISSING is not None and all(x is None or x.device.type == "cpu" for x in tensors):
+    on_cpu = all(x is None or x.device.type == "cpu" for x in tensors)
+    if on_cpu and cpu.MISSING is not None:
         _warn_once(f"the C++ engine is missing ({cpu.MISSING}); the slow reference engine takes its place on the CPU")
-    return next(name for name in AUTO if ENGINES[name].obstacle(*tensors) is None)
+    nvidia = torch.version.hip is None and any(x is not None and x.is_cuda for x in tensors)
+    if nvidia and not triton.installed():
+        _warn_once("the package triton is not installed; the slow reference engine takes its place on the GPU")
+    able = (name for name in AUTO if ENGINES[name].obstacle(*tensors) is None)
+    return next(name for name in able if name != "triton" or nvidia)
 
 
 @functools.cache

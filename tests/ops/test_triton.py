@@ -32,7 +32,7 @@ def engine() -> None:
 # When it answers.
 
 
-def test_auto_does_not_take_what_no_gpu_has_run() -> None:
+def test_auto_does_not_take_the_interpreter() -> None:
     for dtype in (torch.float16, torch.float32, torch.bfloat16):
         assert engine_for(torch.zeros(1, dtype=dtype)) != "triton"
 
@@ -101,7 +101,7 @@ def test_rows_cover_the_heads_of_a_query_and_no_tile_is_smaller_than_tensor_core
     for heads, (key, value) in itertools.product((1, 8, 16, 20, 128), ((576, 0), (576, 512), (128, 128))):
         widths = tiles.Widths(key, value, heads, exact=False)
         sparse = tiles.forward(gpu, widths, True), tiles.backward_queries(gpu, widths, True)
-        for tile in (*sparse, tiles.backward_keys(gpu, widths), tiles.visible_target(gpu, widths)):
+        for tile in (*sparse, tiles.backward_keys(gpu, widths, True), tiles.visible_target(gpu, widths)):
             for side in (tile.rows, tile.keys):
                 assert side >= 16 and side & (side - 1) == 0
         for tile in (*sparse, tiles.kept_target(gpu, widths)):
@@ -195,7 +195,7 @@ def test_without_determinism_gradients_are_the_definitions_and_no_map_is_made(
     with monkeypatch.context() as patch:
         patch.setattr(dispatch, "deterministic", False)
         for module in ("operators", "loss_operator"):
-            patch.setattr(f"inazuma.ops.triton.{module}.places_of_keys", None)
+            patch.setattr(f"inazuma.ops.triton.{module}.pairs_of", None)
         assert_same(everything(inputs, 6, "triton"), expected, dtype)
         torch.use_deterministic_algorithms(True)
         try:
@@ -227,6 +227,37 @@ def test_a_selection_without_places_reads_nothing() -> None:
 
 
 # Selection.
+
+
+@needs_triton
+@pytest.mark.parametrize("k", [3, 100, 500])
+def test_a_sample_of_a_long_row_changes_nothing(k: int) -> None:
+    """Scores of which a sample tells much (all different), little (rising: the best are together), the wrong (the best
+    lie between its steps) and nothing (ties), beside a row too short for a sample."""
+    S = 4500
+    generator = torch.Generator().manual_seed(73)
+    between = torch.where(torch.arange(S) % 2 > 0, 2.0, 1.0) + torch.rand(S, generator=generator) / 4
+    rows = [
+        torch.randn(S, generator=generator),
+        torch.arange(S).float(),
+        between,
+        torch.ones(S),
+        torch.randint(0, 3, (S,), generator=generator).float(),
+    ]
+    scores = torch.stack([*rows, rows[0]])
+    last = torch.tensor([S - 1] * 5 + [2000])
+    first = torch.tensor([0, 7, 0, 0, 0, 0])
+    # One index head, and a query for each row that picks its scores.
+    index_q = torch.eye(6)[None, :, None, :].repeat(1, 1, 2, 1)
+    index_q[:, :, 1] *= -1
+    index_k = scores.T[None].contiguous()
+    index_w = torch.tensor([1.0, -1.0]).expand(1, 6, 2).contiguous()
+    spans = {"first": first.int()[None], "last": last.int()[None]}
+    ours = select_tokens(index_q, index_k, index_w, k, engine="triton", **spans)
+    key = torch.arange(S)
+    visible = (key >= first[:, None]) & (key <= last[:, None])
+    assert tiles.candidates(S, k) > 0
+    assert torch.equal(ours, oracle.select(scores.double()[None], visible[None], k))
 
 
 @needs_triton

@@ -27,8 +27,17 @@ SHARED_MEMORY = {
 data share of CDNA 3)."""
 SPILLED = 64
 """Bytes a thread may spill: a few registers that are set aside once, outside a loop."""
+SPILLED_FASTER = {("sm_90", "attention_backward_queries"): 320}
+"""Where the tile that spills was the fastest on the GPU itself: 64 rows of absorbed attention, 1.7 times 32 rows."""
 OF_PACKS = {"list_holders", "mark_holders"}
-WITHOUT_PRODUCTS = {"keep_best", "loss_of_rows", "mark_places", "query_ranges", "sum_pairs"} | OF_PACKS
+WITHOUT_PRODUCTS = {
+    "count_readers",
+    "keep_best",
+    "loss_of_rows",
+    "mark_readers",
+    "query_ranges",
+    "sum_pairs",
+} | OF_PACKS
 KERNELS = WITHOUT_PRODUCTS | {
     "attention_backward_keys",
     "attention_backward_queries",
@@ -76,7 +85,7 @@ def assert_fits(target: str, *widths: str) -> None:
         tensor_cores = record["kernel"] not in WITHOUT_PRODUCTS and "float32" not in record["widths"]
         if record["shared"] > SHARED_MEMORY[target]:
             problems.append(f"too much shared memory: {record}")
-        if record["spilled"] > SPILLED:
+        if record["spilled"] > SPILLED_FASTER.get((target, record["kernel"]), SPILLED):
             problems.append(f"spills: {record}")
         if tensor_cores and record["products"] == 0:
             problems.append(f"no tensor cores: {record}")

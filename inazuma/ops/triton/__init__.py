@@ -30,9 +30,14 @@ MOST_ROWS = 1 << 30
 """Rows (of heads, keys or queries) are counted in int32, a tile past the last; where they begin, in int64."""
 
 
+def installed() -> bool:
+    """Whether there is a package triton to import."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def obstacle(*tensors: Tensor | None) -> str | None:
     """Why this engine cannot take the tensors; None where it can."""
-    if importlib.util.find_spec("triton") is None:
+    if not installed():
         return "the package triton is not installed"
     for x in tensors:
         if x is None:

@@ -17,6 +17,8 @@ Letters as in `contract.py`.
 import triton
 import triton.language as tl
 
+from inazuma.ops.triton.pairs import row_of_pair
+
 
 @triton.jit
 def columns(x, offsets, kept, START: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr):
@@ -308,6 +310,8 @@ def attention_backward_keys(
     k,
     v,
     indices,
+    readers,
+    starts,
     first,
     last,
     ranges,
@@ -326,11 +330,11 @@ def attention_backward_keys(
     v_row,
     v_group,
     chunk_begin,
-    chunk_size,
     T,
     S,
     K,
     N,
+    WORDS,
     scale,
     DK: tl.constexpr,
     DK_MAIN: tl.constexpr,
@@ -345,11 +349,11 @@ def attention_backward_keys(
 ):
     """Grid (tiles of keys, G, B): what the rows that read a tile's keys owe to its `dk` and `dv`.
 
-    SPARSE: tiles are of the pairs (query, kept key) of the `chunk_size` queries from `chunk_begin` on, and
-    `dk [pairs,G,Dk]`, `dv [pairs,G,Dv]` hold what each pair contributes, for `sum_pairs`; if ATOMIC, it is added to the
-    gradients in float32. With MERGED the values are the first columns of the keys and their gradient is added to that
-    of the keys: there is no `dv`. Otherwise tiles are of the S keys, `ranges [B,tiles,2]` says which queries can see them, and
-    `dk [B,S,G,Dk]`, `dv [B,S,G,Dv]` are the gradients.
+    SPARSE: tiles are of the pairs (query, kept key) of the chunk's queries, those from `chunk_begin` on, and
+    `dk [pairs,G,Dk]`, `dv [pairs,G,Dv]` hold what each pair contributes, for `sum_pairs`, in the order that `readers`
+    and `starts` give; if ATOMIC, it is added to the gradients in float32. Otherwise tiles are of the S keys,
+    `ranges [B,tiles,2]` says which queries can see them, and `dk [B,S,G,Dk]`, `dv [B,S,G,Dv]` are the gradients.
+    With MERGED the values are the first columns of the keys, and `dk` holds what both are owed: there is no `dv`.
     Values are loaded even where the keys hold them: once a program, and sharing one tile's registers made them spill.
     """
     tile, group, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -362,7 +366,10 @@ def attention_backward_keys(
         place = (tile % blocks) * KEYS + tl.arange(0, KEYS)
         key = tl.load(indices + (batch * T + query_low) * K + place, mask=place < K, other=-1)
         read = key >= 0
-        write = batch * S + key if ATOMIC else (batch * chunk_size + tile // blocks) * K + place
+        if ATOMIC:
+            write = batch * S + key
+        else:
+            write = row_of_pair(readers, starts, (batch * S + key) * WORDS, query_low - chunk_begin, read)
     else:
         query_low = tl.load(ranges + (batch * tl.num_programs(0) + tile) * 2)
         query_high = tl.load(ranges + (batch * tl.num_programs(0) + tile) * 2 + 1)

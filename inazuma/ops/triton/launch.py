@@ -13,7 +13,7 @@ from torch import Tensor
 from inazuma.ops import dispatch
 from inazuma.ops.contract import Spans
 from inazuma.ops.triton import tiles
-from inazuma.ops.triton.pairs import mark_places, sum_pairs
+from inazuma.ops.triton.pairs import count_readers, mark_readers, sum_pairs
 from inazuma.ops.triton.pairs import query_ranges as query_ranges_kernel
 
 SLAB_BYTES = 256 << 20
@@ -96,38 +96,54 @@ def options(tile: tiles.Tiles) -> dict[str, int]:
     return {"ROWS": tile.rows, "KEYS": tile.keys, "num_warps": tile.warps, "num_stages": tile.stages}
 
 
-def contributions_for(indices: Tensor, x: Tensor) -> Tensor:
-    """Room for what each pair of `indices [B,chunk,K]` owes to the gradient of `x [B,S,...]`: `[B,chunk,K,width]`.
+class Pairs(NamedTuple):
+    """The pairs (query, kept key) of a chunk, by key and then by query; see `pairs.py`."""
 
-    In bfloat16 where `x` is, for that gradient will be: 8 bits of each contribution, and their sum in float32. In
-    float16 small ones would vanish.
-    """
-    dtype = x.dtype if x.dtype == torch.bfloat16 else torch.float32
-    return indices.new_empty(*indices.shape, x[0, 0].numel(), dtype=dtype)
+    readers: Tensor
+    """int32 `[B,S,words]`: bits of the queries that keep a key."""
+    starts: Tensor
+    """int32 `[B*S*words+1]`: how many pairs come before those of a word."""
+    most: int
+    """How many pairs there may be."""
+
+    def room_for(self, x: Tensor) -> Tensor:
+        """Room for what each pair owes to the gradient of `x [B,S,...]`: `[pairs,width]`.
+
+        In bfloat16 where `x` is, for that gradient will be: 8 bits of each contribution, and their sum in float32. In
+        float16 small ones would vanish.
+        """
+        dtype = x.dtype if x.dtype == torch.bfloat16 else torch.float32
+        return x.new_empty(self.most, x[0, 0].numel(), dtype=dtype)
+
+    def add(self, contributions: Tensor, total: Tensor) -> None:
+        """Adds to each key of `total [B,S,...]`, float32, the `contributions` that are its own."""
+        B, S, words = self.readers.shape
+        width = contributions.shape[1]
+        columns = min(tiles.SUM_COLUMNS, tiles.power_of_two(width))
+        keys = tiles.SUM_BLOCK // columns
+        grid = triton.cdiv(B * S, keys), triton.cdiv(width, columns)
+        sum_pairs[grid](contributions, self.starts, total, B * S, words, width, KEYS=keys, COLUMNS=columns)
+
+
+def pairs_of(indices: Tensor, S: int) -> Pairs:
+    """The pairs of `indices [B,chunk,K]`, whose rows are contiguous."""
+    B, chunk, K = indices.shape
+    words = triton.cdiv(chunk, 32)
+    readers = indices.new_zeros(B, S, words)
+    grid = chunk * triton.cdiv(K, tiles.UNION_BLOCK), B
+    mark_readers[grid](indices, readers, indices.stride(0), S, K, words, BLOCK=tiles.UNION_BLOCK)
+    starts = indices.new_zeros(readers.numel() + 1)
+    counts = starts.new_empty(readers.numel())
+    count_readers[(triton.cdiv(readers.numel(), tiles.UNION_BLOCK),)](
+        readers, counts, readers.numel(), BLOCK=tiles.UNION_BLOCK
+    )
+    torch.cumsum(counts, 0, dtype=torch.int32, out=starts[1:])
+    return Pairs(readers, starts, indices.numel())
 
 
 def bytes_of_pairs(K: int, S: int, *tensors: Tensor) -> int:
-    """What a query's contributions to the gradients of `tensors` take, and its places for `add_pairs`."""
-    return 4 * S + sum(K * x[0, 0].numel() * (2 if x.dtype == torch.bfloat16 else 4) for x in tensors)
-
-
-def places_of_keys(indices: Tensor, S: int) -> Tensor:
-    """Where each key stands in each row of `indices [B,chunk,K]`: int32 `[B,chunk,S]`, -1 where it does not."""
-    B, chunk, K = indices.shape
-    places = indices.new_full((B, chunk, S), -1)
-    grid = chunk * triton.cdiv(K, tiles.UNION_BLOCK), B
-    mark_places[grid](indices, places, indices.stride(0), S, K, BLOCK=tiles.UNION_BLOCK)
-    return places
-
-
-def add_pairs(total: Tensor, contributions: Tensor, places: Tensor) -> None:
-    """Adds to each key of `total [B,S,...]` the `contributions [B,chunk,K,width]` that are its own."""
-    B, chunk, K, width = contributions.shape
-    S = places.shape[-1]
-    columns = min(tiles.SUM_COLUMNS, tiles.power_of_two(width))
-    keys = tiles.SUM_BLOCK // columns
-    grid = triton.cdiv(S, keys), triton.cdiv(width, columns), B
-    sum_pairs[grid](contributions, places, total, chunk, S, K, width, KEYS=keys, COLUMNS=columns)
+    """What a query's contributions to the gradients of `tensors` take, and its share of the map."""
+    return S // 2 + sum(K * x[0, 0].numel() * (2 if x.dtype == torch.bfloat16 else 4) for x in tensors)
 
 
 def query_ranges(first: Tensor, last: Tensor, begin: int, end: int, S: int, keys: int) -> Tensor:

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from inazuma.ops.triton.attention import add_columns, columns, offsets_of, put_columns, rows_of_tile, spans_of_rows
+from inazuma.ops.triton.pairs import row_of_pair
 
 
 @triton.jit
@@ -266,6 +267,8 @@ def index_backward_keys(
     index_w,
     g,
     indices,
+    readers,
+    starts,
     first,
     last,
     ranges,
@@ -281,6 +284,7 @@ def index_backward_keys(
     S,
     L,
     I,  # noqa: E741
+    WORDS,
     C: tl.constexpr,
     C_TILE: tl.constexpr,
     SPARSE: tl.constexpr,
@@ -290,9 +294,9 @@ def index_backward_keys(
 ):
     """Grid (tiles of keys, B): what the chunk's rows owe to index keys, float32.
 
-    SPARSE: tiles are of the chunk's pairs (query, kept key); writes `dk [pairs,C]`, for `sum_pairs`, or if ATOMIC adds
-    to `dk [B,S,C]`. Otherwise tiles are of the S = L keys, `ranges [B,tiles,2]` says which queries can see them, and it
-    adds to `dk [B,S,C]`.
+    SPARSE: tiles are of the chunk's pairs (query, kept key); writes `dk [pairs,C]`, for `sum_pairs`, in the order that
+    `readers` and `starts` give, or if ATOMIC adds to `dk [B,S,C]`. Otherwise tiles are of the S = L keys,
+    `ranges [B,tiles,2]` says which queries can see them, and it adds to `dk [B,S,C]`.
     """
     tile, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     if SPARSE:
@@ -302,7 +306,9 @@ def index_backward_keys(
         place = (tile % blocks) * KEYS + tl.arange(0, KEYS)
         key = tl.load(indices + (batch * T + chunk_begin + query_low) * L + place, mask=place < L, other=-1)
         read = key >= 0
-        write = batch * S + key if ATOMIC else (batch * chunk_size + query_low) * L + place
+        write = batch * S + key
+        if not ATOMIC:
+            write = row_of_pair(readers, starts, write * WORDS, query_low, read)
     else:
         query_low = tl.load(ranges + (batch * tl.num_programs(0) + tile) * 2) - chunk_begin
         query_high = tl.load(ranges + (batch * tl.num_programs(0) + tile) * 2 + 1) - chunk_begin

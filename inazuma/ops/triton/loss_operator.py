@@ -12,16 +12,14 @@ from inazuma.ops.contract import Spans, check_range
 from inazuma.ops.triton import tiles
 from inazuma.ops.triton.launch import (
     Chunk,
-    add_pairs,
     atomic,
     by_rows,
     bytes_of_pairs,
     chunks,
-    contributions_for,
     limits,
     on_its_gpu,
     options,
-    places_of_keys,
+    pairs_of,
     query_ranges,
     spans_of,
 )
@@ -84,8 +82,8 @@ def _index_loss(
     losses = lse.new_zeros(B, T)
     dq, dk, dw = (x.new_zeros(x.shape if learns else 0, dtype=torch.float32) for x in index)
     dq = dq.to(dtypes[0])
-    pairs = bytes_of_pairs(L, S, index[1]) if indices is not None and learns and not any_order else 0
-    for chunk in chunks(B, T, 8 * L + pairs):
+    map_bytes = bytes_of_pairs(L, S, index[1]) if indices is not None and learns and not any_order else 0
+    for chunk in chunks(B, T, 8 * L + map_bytes):
         sets = [None if x is None else x[chunk.batch] for x in (indices, first, last)]
         parts = [x[chunk.batch] for x in index]
         g = _slope(parts, *(x[chunk.batch] for x in (q, k, lse)), sets, losses[chunk.batch], scale, chunk)
@@ -173,14 +171,19 @@ def _backward(
     index_backward_queries[blocks, B](*index, g, *sets, factor, dq, dw, *sizes, **constants)
     if indices is None:
         ranges = query_ranges(first, last, chunk.begin, chunk.begin + chunk.size, S, tile.keys)
-        index_backward_keys[ranges.shape[1], B](*index, g, *sets, ranges, dk, *sizes, ATOMIC=False, **constants)
-    else:
-        part = indices[:, chunk.begin : chunk.begin + chunk.size]
-        contributions = dk if any_order else contributions_for(part, index_k)
-        grid = chunk.size * triton.cdiv(L, tile.keys), B
-        index_backward_keys[grid](*index, g, *sets, None, contributions, *sizes, ATOMIC=any_order, **constants)
-        if not any_order:
-            add_pairs(dk, contributions, places_of_keys(part, S))
+        lists = None, None, None, first, last, ranges
+        index_backward_keys[ranges.shape[1], B](*index, g, *lists, dk, *sizes, 1, ATOMIC=False, **constants)
+        return
+    grid = chunk.size * triton.cdiv(L, tile.keys), B
+    if any_order:
+        lists = indices, None, None, None, None, None
+        index_backward_keys[grid](*index, g, *lists, dk, *sizes, 1, ATOMIC=True, **constants)
+        return
+    pairs = pairs_of(indices[:, chunk.begin : chunk.begin + chunk.size], S)
+    contributions = pairs.room_for(index_k)
+    lists, words = (indices, pairs.readers, pairs.starts, None, None, None), pairs.readers.shape[-1]
+    index_backward_keys[grid](*index, g, *lists, contributions, *sizes, words, ATOMIC=False, **constants)
+    pairs.add(contributions, dk)
 
 
 @_index_loss.register_fake

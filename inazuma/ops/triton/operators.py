@@ -17,17 +17,16 @@ from inazuma.ops.triton import tiles
 from inazuma.ops.triton.attention import attention_backward_keys, attention_backward_queries, attention_forward
 from inazuma.ops.triton.launch import (
     Chunk,
-    add_pairs,
+    Pairs,
     atomic,
     by_rows,
     bytes_of_pairs,
     chunks,
-    contributions_for,
     keys_and_values,
     limits,
     on_its_gpu,
     options,
-    places_of_keys,
+    pairs_of,
     query_ranges,
     spans_of,
 )
@@ -96,7 +95,8 @@ def _select(index_q: Tensor, index_k: Tensor, index_w: Tensor, k: int, first: Te
     S = index_k.shape[1]
     index_q, index_k, index_w = alike(index_q, index_k, index_w)
     indices = index_q.new_empty(B, T, k, dtype=torch.int32)
-    for chunk in chunks(B, T, 4 * S):
+    room = tiles.candidates(S, k)
+    for chunk in chunks(B, T, 4 * S + 8 * room):
         parts = (x[chunk.batch] for x in (index_q, index_k, index_w, first, last))
         slab = score_slab(*parts, chunk, ordered=True)
         keep_best[chunk.size, slab.shape[0]](
@@ -104,11 +104,14 @@ def _select(index_q: Tensor, index_k: Tensor, index_w: Tensor, k: int, first: Te
             first[chunk.batch],
             last[chunk.batch],
             indices[chunk.batch],
+            indices.new_empty(slab.shape[0], chunk.size, 2, room) if room else None,
             chunk.begin,
             chunk.size,
             T,
             S,
             k,
+            ROOM=room,
+            SAMPLE=tiles.SAMPLE,
             BLOCK=tiles.SELECT_BLOCK,
         )
     return indices
@@ -276,16 +279,18 @@ def _attention_backward(
     sets, results = (indices, first, last), (out, lse, dout, dlse, delta, dq)
     _launch_by_rows(attention_backward_queries, tile, problem, (q, k, v), sets, results, scale)
 
-    tile = tiles.backward_keys(gpu, problem.widths, merged)
+    tile = tiles.backward_keys(gpu, problem.widths, indices is not None, merged)
 
-    def backward_keys(grid: int, chunk: Chunk, ranges: Tensor | None, dk: Tensor, dv: Tensor | None) -> None:
+    def backward_keys(grid: int, chunk: Chunk, ranges: Tensor | None, pairs: Pairs | None, results: list) -> None:
         before, after = (
-            [None if x is None else x[chunk.batch] for x in xs]
-            for xs in ((q, k, v, indices, first, last), (lse, dout, delta))
+            [None if x is None else x[chunk.batch] for x in xs] for xs in ((first, last), (lse, dout, delta))
         )
-        sizes = chunk.begin, chunk.size, *problem.sizes
-        attention_backward_keys[grid, G, len(before[0])](
-            *(*before, ranges, *after, dk, dv, *problem.strides, *sizes, scale),
+        qkv_sets = [None if x is None else x[chunk.batch] for x in (q, k, v, indices)]
+        map_of_pairs = (None, None) if pairs is None else (pairs.readers, pairs.starts)
+        words = 1 if pairs is None else pairs.readers.shape[-1]
+        attention_backward_keys[grid, G, len(qkv_sets[0])](
+            *(*qkv_sets, *map_of_pairs, *before, ranges, *after, *results, *[None] * merged),
+            *(*problem.strides, chunk.begin, *problem.sizes, words, scale),
             ATOMIC=indices is not None and any_order,
             MERGED=merged,
             **problem.constants,
@@ -293,23 +298,23 @@ def _attention_backward(
         )
 
     owed = (k,) if merged else (k, v)
+    whole = Chunk(slice(0, B), 0, T)
     if indices is None:
         sums = [x.new_empty(x.shape) for x in owed]
         ranges = query_ranges(first, last, 0, T, S, tile.keys)
-        backward_keys(ranges.shape[1], Chunk(slice(0, B), 0, T), ranges, *sums, *[None] * merged)
+        backward_keys(ranges.shape[1], whole, ranges, None, sums)
     else:
         sums = [x.new_zeros(x.shape, dtype=torch.float32) for x in owed]
+        blocks = triton.cdiv(K, tile.keys)
         if any_order:
-            grid = T * triton.cdiv(K, tile.keys)
-            backward_keys(grid, Chunk(slice(0, B), 0, T), None, *sums, *[None] * merged)
+            backward_keys(T * blocks, whole, None, None, sums)
         else:
             for chunk in chunks(B, T, bytes_of_pairs(K, S, *owed)):
-                part = indices[chunk.batch, chunk.begin : chunk.begin + chunk.size]
-                contributions = [contributions_for(part, x) for x in owed]
-                backward_keys(chunk.size * triton.cdiv(K, tile.keys), chunk, None, *contributions, *[None] * merged)
-                places = places_of_keys(part, S)
+                pairs = pairs_of(indices[chunk.batch, chunk.begin : chunk.begin + chunk.size], S)
+                contributions = [pairs.room_for(x) for x in owed]
+                backward_keys(chunk.size * blocks, chunk, None, pairs, contributions)
                 for x, contribution in zip(sums, contributions, strict=True):
-                    add_pairs(x[chunk.batch], contribution, places)
+                    pairs.add(contribution, x[chunk.batch])
     dk, dv = (*(x.to(k.dtype) for x in sums), *[v.new_empty(0)] * merged)
     return dq, dk, dv, delta
 

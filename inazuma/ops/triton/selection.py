@@ -66,57 +66,125 @@ def index_scores(
 
 
 @triton.jit
-def keep_best(slab, first, last, indices, chunk_begin, chunk_size, T, S, K, BLOCK: tl.constexpr):
+def unsigned(key):
+    """Ordered int32 as uint32 of the same order."""
+    return key.to(tl.uint32, bitcast=True) ^ 0x80000000
+
+
+@triton.jit
+def highest(source, size, K, BLOCK: tl.constexpr):
+    """The K-th highest of `source[:size]`, more than K, as unsigned, and how many are above it.
+
+    It is found two bits at a time from the top: of the prefixes that continue the one found so far, the largest that K
+    keys or more reach.
+    """
+    threshold = tl.full([], 0, tl.uint32)
+    above = 0
+    one = tl.full([], 1 << 30, tl.uint32)
+    for _ in range(0, 16):
+        reach_1 = tl.zeros([BLOCK], tl.int32)
+        reach_2 = tl.zeros([BLOCK], tl.int32)
+        reach_3 = tl.zeros([BLOCK], tl.int32)
+        for start in range(0, size, BLOCK):
+            place = start + tl.arange(0, BLOCK)
+            key = unsigned(tl.load(source + place, mask=place < size, other=-0x80000000))
+            reach_1 += (key >= threshold + one).to(tl.int32)
+            reach_2 += (key >= threshold + 2 * one).to(tl.int32)
+            reach_3 += (key >= threshold + 3 * one).to(tl.int32)
+        count_1, count_2, count_3 = tl.sum(reach_1, 0), tl.sum(reach_2, 0), tl.sum(reach_3, 0)
+        if count_3 >= K:
+            threshold += 3 * one
+        elif count_2 >= K:
+            threshold += 2 * one
+            above = count_3
+        elif count_1 >= K:
+            threshold += one
+            above = count_2
+        else:
+            above = count_1
+        one = one >> 2
+    return threshold, above
+
+
+@triton.jit
+def bound_by_sample(source, size, K, SAMPLE: tl.constexpr):
+    """A key that the K highest of `source[:size]` very likely reach, and few others: of SAMPLE keys at equal steps, the
+    one that as many reach as are expected of the K highest, and four standard deviations more."""
+    key = unsigned(tl.load(source + tl.arange(0, SAMPLE) * (size // SAMPLE)))
+    expected = K * (SAMPLE / size.to(tl.float32))
+    rank = (expected + 4 * tl.sqrt(expected) + 4).to(tl.int32)
+    bound = tl.full([], 0, tl.uint32)
+    one = tl.full([], 1 << 31, tl.uint32)
+    for _ in range(0, 32):
+        if tl.sum((key >= bound + one).to(tl.int32), 0) >= rank:
+            bound += one
+        one = one >> 1
+    return bound
+
+
+@triton.jit
+def keep_best(
+    slab,
+    first,
+    last,
+    indices,
+    candidates,
+    chunk_begin,
+    chunk_size,
+    T,
+    S,
+    K,
+    ROOM: tl.constexpr,
+    SAMPLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Grid (queries of the chunk, B). Writes the row of `indices [B,T,K]`: the K highest keys, ascending, then -1.
 
-    The K-th highest key is found two bits at a time from the top: of the prefixes that continue the one found so far,
-    the largest that K keys or more reach. Keys are read as unsigned, offset by 2^31.
+    A long row is read from memory as seldom as can be: a sample bounds the K highest, those that reach the bound go to
+    `candidates [B,chunk,2,ROOM]` (their keys and places), and the search goes on among them. Where the sample misled,
+    or ROOM is too small (0: always), it goes through the whole row.
     """
     batch = tl.program_id(1).to(tl.int64)
     query = chunk_begin + tl.program_id(0)
     begin, end = tl.load(first + batch * T + query), tl.load(last + batch * T + query)
-    row = slab + (batch * chunk_size + tl.program_id(0)) * S
-    threshold = tl.full([], 0, tl.uint32)
-    above = 0  # keys that reach more than the threshold
-    if end - begin >= K:  # otherwise all are kept
-        one = tl.full([], 1 << 30, tl.uint32)
-        for _ in range(0, 16):
-            reach_1 = tl.zeros([BLOCK], tl.int32)
-            reach_2 = tl.zeros([BLOCK], tl.int32)
-            reach_3 = tl.zeros([BLOCK], tl.int32)
-            for start in range(begin, end + 1, BLOCK):
+    source = slab + (batch * chunk_size + tl.program_id(0)) * S + begin
+    size = end - begin + 1
+    listed = 0
+    if ROOM > 0:
+        keys = candidates + (batch * chunk_size + tl.program_id(0)) * 2 * ROOM
+        places = keys + ROOM
+        if size >= tl.maximum(4 * K, 2 * SAMPLE):
+            bound = bound_by_sample(source, size, K, SAMPLE)
+            count = 0
+            for start in range(0, size, BLOCK):
                 place = start + tl.arange(0, BLOCK)
-                key = tl.load(row + place, mask=place <= end, other=-0x80000000)
-                key = key.to(tl.uint32, bitcast=True) ^ 0x80000000
-                reach_1 += (key >= threshold + one).to(tl.int32)
-                reach_2 += (key >= threshold + 2 * one).to(tl.int32)
-                reach_3 += (key >= threshold + 3 * one).to(tl.int32)
-            count_1, count_2, count_3 = tl.sum(reach_1, 0), tl.sum(reach_2, 0), tl.sum(reach_3, 0)
-            if count_3 >= K:
-                threshold += 3 * one
-            elif count_2 >= K:
-                threshold += 2 * one
-                above = count_3
-            elif count_1 >= K:
-                threshold += one
-                above = count_2
-            else:
-                above = count_1
-            one = one >> 2
+                key = tl.load(source + place, mask=place < size, other=-0x80000000)
+                reaches = (place < size) & (unsigned(key) >= bound)
+                rank = count + tl.cumsum(reaches.to(tl.int32), 0) - 1
+                tl.store(keys + rank, key, mask=reaches & (rank < ROOM))
+                tl.store(places + rank, place, mask=reaches & (rank < ROOM))
+                count += tl.sum(reaches.to(tl.int32), 0)
+            tl.debug_barrier()  # what a thread wrote, others read
+            if (count >= K) & (count <= ROOM):
+                source, size, listed = keys, count, 1
+    threshold = tl.full([], 0, tl.uint32)
+    above = 0
+    if size > K:
+        threshold, above = highest(source, size, K, BLOCK)
     room = K - above
     kept, ties = 0, 0
     answer = indices + (batch * T + query) * K
-    for start in range(begin, end + 1, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        exists = place <= end
-        key = tl.load(row + place, mask=exists, other=-0x80000000).to(tl.uint32, bitcast=True) ^ 0x80000000
+    for start in range(0, size, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        exists = at < size
+        key = unsigned(tl.load(source + at, mask=exists, other=-0x80000000))
         tie = (exists & (key == threshold)).to(tl.int32)
-        if end - begin < K:
-            keep = exists
-        else:
-            keep = exists & ((key > threshold) | ((tie > 0) & (ties + tl.cumsum(tie, 0) <= room)))
+        keep = exists & ((size <= K) | (key > threshold) | ((tie > 0) & (ties + tl.cumsum(tie, 0) <= room)))
         rank = kept + tl.cumsum(keep.to(tl.int32), 0) - 1
-        tl.store(answer + rank, place, mask=keep)
+        place = at
+        if ROOM > 0:
+            place = tl.where(listed > 0, tl.load(places + at, mask=exists & (listed > 0), other=0), at)
+        tl.store(answer + rank, begin + place, mask=keep)
         kept += tl.sum(keep.to(tl.int32), 0)
         ties += tl.sum(tie, 0)
     for start in range(kept, K, BLOCK):

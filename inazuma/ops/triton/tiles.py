@@ -1,8 +1,8 @@
 """Tile sizes from a GPU's limits: pure functions, so that they can be tested for GPUs that are not there.
 
 Two things bound a tile: a block's shared memory, and the registers that hold its sums. The sizes below are the largest
-tried that, compiled for each GPU, keep within both (`tests/ops/test_triton_compile.py` has them compiled anew). They
-were chosen by what compilers report, not by speed.
+tried that, compiled for each GPU, keep within both (`tests/ops/test_triton_compile.py` has them compiled anew). Those
+for `HOPPER` are the fastest measured on an H100; the others were chosen by what compilers report, not by speed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ SMALLEST_SIDE = 16
 SELECT_BLOCK = 2048
 """Scores that selection reads at a time."""
 
+SAMPLE = 2048
+"""Scores of a row from which selection guesses the least that is kept."""
+
 LOSS_BLOCK = 1024
 """Scores that a row of the loss reads at a time."""
 
@@ -24,7 +27,7 @@ UNION_BLOCK = 1024
 LARGEST_PACK = 8
 """Queries that may share a tile of kept keys: the bits of a byte."""
 
-SUM_BLOCK = 2048
+SUM_BLOCK = 1024
 SUM_COLUMNS = 128
 """Sums that a program holds of the pairs' contributions, and at most so many of a key's."""
 
@@ -109,6 +112,11 @@ def at_most(tile: Tiles, rows: int) -> Tiles:
     return tile._replace(rows=rows, warps=4 if rows == SMALLEST_SIDE else tile.warps)
 
 
+def candidates(keys: int, kept: int) -> int:
+    """Room for the scores among which selection goes on; 0 where a row is too short for a sample to save much."""
+    return power_of_two(4 * kept) if keys >= max(8 * kept, 2 * SAMPLE) else 0
+
+
 def packs(heads: int, keys: int, kept: int) -> bool:
     """Whether queries of so few heads share their kept keys' tiles (see `packs.py`), decided by the shape alone.
 
@@ -129,7 +137,7 @@ def forward(gpu: Limits, widths: Widths, sparse: bool, packed: bool = False) -> 
     if widths.exact:
         tile = EXACT
     elif widths.narrow:
-        tile = Tiles(64, 64, 8, 2)
+        tile = Tiles(64, 128 if gpu.hopper and sparse else 64, 8, 2)
     elif widths.apart:
         tile = Tiles(16, 16, 4, 1)
     elif gpu.warp == 64:
@@ -137,7 +145,7 @@ def forward(gpu: Limits, widths: Widths, sparse: bool, packed: bool = False) -> 
     elif not gpu.roomy or (packed and gpu.shared < 227 << 10):  # packs of 64 rows spill on sm_80
         tile = Tiles(32, 32, 8, 2)
     else:
-        tile = Tiles(64 if sparse else 32, 32, 8, 2)
+        tile = Tiles(64 if sparse or gpu.hopper else 32, 64 if sparse and gpu.hopper else 32, 8, 2)
     return for_sets(tile, widths.heads, packed) if sparse else tile
 
 
@@ -145,25 +153,30 @@ def backward_queries(gpu: Limits, widths: Widths, sparse: bool, packed: bool = F
     if widths.exact:
         tile = EXACT
     elif widths.narrow:
-        tile = Tiles(64, 32, 8, 1)
+        tile = Tiles(64, 64, 8, 2) if gpu.hopper and sparse else Tiles(64, 32, 8, 1)
     elif widths.apart:
         tile = Tiles(16, 16, 4, 1)
     elif gpu.warp == 64:
         tile = Tiles(16, 32, 4, 1)
+    elif gpu.hopper:
+        few = sparse and not packed and widths.heads <= SMALLEST_SIDE
+        tile = Tiles(16, 32, 4, 2) if few else Tiles(64, 32, 8, 1)
     else:
         tile = Tiles(32 if gpu.roomy else 16, 32, 8, 1)
         return for_sets(tile, widths.heads, packed)._replace(warps=8) if sparse else tile
     return for_sets(tile, widths.heads, packed) if sparse else tile
 
 
-def backward_keys(gpu: Limits, widths: Widths, merged: bool = False) -> Tiles:
+def backward_keys(gpu: Limits, widths: Widths, sparse: bool, merged: bool = False) -> Tiles:
     """merged: whether one sum serves keys and values."""
     if widths.exact:
         return EXACT
     if widths.narrow:
-        return Tiles(32, 64, 8, 1)
+        tile = Tiles(32, 64, 8, 1)
+        return at_most(tile, widths.heads) if sparse else tile
     if merged and gpu.hopper:
-        return at_most(Tiles(32, 64, 8, 1), widths.heads)
+        few = sparse and widths.heads <= SMALLEST_SIDE
+        return Tiles(16, 16, 4, 1) if few else Tiles(32, 32, 8, 1)
     return Tiles(16, 16, 4 if gpu.warp == 64 else 8, 1)
 
 
