@@ -12,7 +12,8 @@ and sees the positions `0 .. last[n]`, none where that is -1. Scores, order and 
 
 A query's result depends on its own numbers and its sequence alone, to the bit: not on the other queries of a call, on
 how a prompt is cut into chunks, on which pages a sequence has, or (in C++) on the number of threads. On the CPU
-`native/paged.cpp` does the work wherever the library is there (`cpu/paged.py`).
+`native/paged.cpp` does the work wherever the library is there (`cpu/paged.py`). On a GPU the engines do, on rows that
+`gathered.py` brings together: the same to rounding, but the last bits may depend on the other queries of a call.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from inazuma.errors import UserError
-from inazuma.ops import reference
+from inazuma.ops import gathered, reference
 from inazuma.ops.contract import Spans, check_kept
 from inazuma.ops.cpu import paged as cpu
 from inazuma.ops.cpu.library import LIBRARY
@@ -179,6 +180,8 @@ def select(index_q: Tensor, index_w: Tensor, pool: Pool, tables: Tensor, row: Te
         with _told(lambda: _check_places((pool,), tables, row, last)):
             return cpu.select(index_q, index_w, pool.native, tables, row, last, k)
     _check_places((pool,), tables, row, last)
+    if index_q.is_cuda:
+        return gathered.select(index_q, index_w, pool, tables, row, last, k, PAGE)
     out = torch.full((len(index_q), k), -1, dtype=torch.int32, device=index_q.device)
     for queries, slots in _sequences(tables, row, last):
         keys = pool.read(slots).transpose(0, 1)
@@ -244,6 +247,8 @@ def attend(
         with _told(lambda: _check_places(pools, tables, row, last, indices)):
             return cpu.attend(q, keys.native, native, tables, row, last, scale, indices, Dv)
     _check_places(pools, tables, row, last, indices)
+    if q.is_cuda:
+        return gathered.attend(q, keys, values, tables, row, last, scale, indices, Dv, PAGE)
     out = q.new_zeros(len(q), q.shape[1], Dv)
     for queries, slots in _sequences(tables, row, last):
         k = v = None

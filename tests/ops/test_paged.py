@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inazuma.errors import UserError
-from inazuma.ops import reference
+from inazuma.ops import gathered, reference
 from inazuma.ops.contract import Spans
 from inazuma.ops.paged import PAGE, Pool, attend, select
 from tests.ops import oracle
@@ -322,3 +322,28 @@ def test_what_does_not_fit_is_told_in_one_line() -> None:
         with pytest.raises(UserError) as told:
             call()
         assert str(told.value).startswith(message) and "\n" not in str(told.value)
+
+
+# As a GPU does it.
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_gathered_rows_give_what_pages_give(format: str) -> None:
+    """Some sequences with one query, some with several; the pages around theirs hold NaN."""
+    tables, pages = shuffled(LENGTHS)
+    whole = [torch.randint(-3, 4, (n, 1, 40), generator=torch.Generator().manual_seed(n)).float() for n in LENGTHS]
+    pool, _ = filled(pages, tables, whole, format, plain=40 if format == "fp8" else 0)
+    index_q = torch.randint(-3, 4, (len(QUERIES.row), 5, 40), generator=torch.Generator().manual_seed(9)).float()
+    index_w = torch.randint(-2, 3, (len(QUERIES.row), 5), generator=torch.Generator().manual_seed(8)).float()
+    for k in (7, 64, 300):
+        expected = select(index_q, index_w, pool, tables, *QUERIES, k)
+        assert torch.equal(gathered.select(index_q, index_w, pool, tables, *QUERIES, k, PAGE), expected)
+
+    pool, _ = filled(pages, tables, [draw(n, 1, 40, seed=n) for n in LENGTHS], format, plain=8)
+    q = draw(len(QUERIES.row), 3, 40, seed=7)
+    kept = select(index_q, index_w, *[filled(pages, tables, whole, "float32")[0]], tables, *QUERIES, 64)
+    for indices in (None, kept):
+        expected = attend(q, pool, None, tables, *QUERIES, 0.3, indices, 24)
+        ours = gathered.attend(q, pool, None, tables, *QUERIES, 0.3, indices, 24, PAGE)
+        assert not ours[QUERIES.last < 0].any()
+        assert (ours - expected).abs().max() <= (1e-5 if format == "float32" else 3e-2) * expected.abs().max()

@@ -344,6 +344,7 @@ def attention_backward_keys(
     MERGED: tl.constexpr,
     SPARSE: tl.constexpr,
     ATOMIC: tl.constexpr,
+    PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
@@ -352,7 +353,8 @@ def attention_backward_keys(
     SPARSE: tiles are of the pairs (query, kept key) of the chunk's queries, those from `chunk_begin` on, and
     `dk [pairs,G,Dk]`, `dv [pairs,G,Dv]` hold what each pair contributes, for `sum_pairs`, in the order that `readers`
     and `starts` give; if ATOMIC, it is added to the gradients in float32. Otherwise tiles are of the S keys,
-    `ranges [B,tiles,2]` says which queries can see them, and `dk [B,S,G,Dk]`, `dv [B,S,G,Dv]` are the gradients.
+    `ranges [B,tiles,2]` says which queries can see them, and `dk [PARTS,B,S,G,Dk]`, `dv [PARTS,B,S,G,Dv]` what each of
+    PARTS equal shares of these queries adds to the gradients.
     With MERGED the values are the first columns of the keys, and `dk` holds what both are owed: there is no `dv`.
     Values are loaded even where the keys hold them: once a program, and sharing one tile's registers made them spill.
     """
@@ -371,11 +373,16 @@ def attention_backward_keys(
         else:
             write = row_of_pair(readers, starts, (batch * S + key) * WORDS, query_low - chunk_begin, read)
     else:
-        query_low = tl.load(ranges + (batch * tl.num_programs(0) + tile) * 2)
-        query_high = tl.load(ranges + (batch * tl.num_programs(0) + tile) * 2 + 1)
+        tiles = tl.num_programs(0) // PARTS
+        part, tile = tile // tiles, tile % tiles
+        query_low = tl.load(ranges + (batch * tiles + tile) * 2)
+        query_high = tl.load(ranges + (batch * tiles + tile) * 2 + 1)
+        share = tl.cdiv(query_high - query_low, PARTS)
+        query_low = tl.minimum(query_low + part * share, query_high)
+        query_high = tl.minimum(query_low + share, query_high)
         key = tile * KEYS + tl.arange(0, KEYS)
         read = key < S
-        write = batch * S + key
+        write = (part * tl.num_programs(2) + batch) * S + key
     k_offsets = offsets_of(batch, key, group, k_batch, k_row, k_group)
     k_main = columns(k, k_offsets, read, 0, DK_MAIN, DK)
     dk_main = tl.zeros([KEYS, DK_MAIN], tl.float32)

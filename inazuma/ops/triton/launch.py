@@ -17,7 +17,9 @@ from inazuma.ops.triton.pairs import count_readers, mark_readers, sum_pairs
 from inazuma.ops.triton.pairs import query_ranges as query_ranges_kernel
 
 SLAB_BYTES = 256 << 20
-"""The most that a slab takes, however long the sequence (more only where a single query needs more)."""
+"""What a slab may take, however long the sequence (more only where a single query needs more): at most this, or on a
+GPU of much memory 1/SLAB_SHARE of it. The fewer chunks, the seldomer are sums of all keys read and written."""
+SLAB_SHARE = 64
 
 
 MOST_QUERIES = 1 << 19
@@ -32,9 +34,16 @@ class Chunk(NamedTuple):
     size: int
 
 
-def chunks(B: int, T: int, bytes_per_query: int) -> Iterator[Chunk]:
-    """All queries, in chunks that take at most `SLAB_BYTES`; several batch entries in one where they fit whole."""
-    together = max(1, SLAB_BYTES // max(1, bytes_per_query))
+def slab_bytes(device: torch.device) -> int:
+    """The most that a slab may take there."""
+    if device.type == "cpu":
+        return SLAB_BYTES
+    return max(SLAB_BYTES, torch.cuda.get_device_properties(device).total_memory // SLAB_SHARE)
+
+
+def chunks(B: int, T: int, bytes_per_query: int, device: torch.device) -> Iterator[Chunk]:
+    """All queries, in chunks that take at most `slab_bytes`; several batch entries in one where they fit whole."""
+    together = max(1, slab_bytes(device) // max(1, bytes_per_query))
     entries, size = max(1, together // T), min(T, together, MOST_QUERIES)
     for batch in range(0, B, entries):
         for begin in range(0, T, size):

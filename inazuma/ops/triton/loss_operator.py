@@ -83,7 +83,7 @@ def _index_loss(
     dq, dk, dw = (x.new_zeros(x.shape if learns else 0, dtype=torch.float32) for x in index)
     dq = dq.to(dtypes[0])
     map_bytes = bytes_of_pairs(L, S, index[1]) if indices is not None and learns and not any_order else 0
-    for chunk in chunks(B, T, 8 * L + map_bytes):
+    for chunk in chunks(B, T, 8 * L + map_bytes, q.device):
         sets = [None if x is None else x[chunk.batch] for x in (indices, first, last)]
         parts = [x[chunk.batch] for x in index]
         g = _slope(parts, *(x[chunk.batch] for x in (q, k, lse)), sets, losses[chunk.batch], scale, chunk)

@@ -96,7 +96,7 @@ def _select(index_q: Tensor, index_k: Tensor, index_w: Tensor, k: int, first: Te
     index_q, index_k, index_w = alike(index_q, index_k, index_w)
     indices = index_q.new_empty(B, T, k, dtype=torch.int32)
     room = tiles.candidates(S, k)
-    for chunk in chunks(B, T, 4 * S + 8 * room):
+    for chunk in chunks(B, T, 4 * S + 8 * room, index_q.device):
         parts = (x[chunk.batch] for x in (index_q, index_k, index_w, first, last))
         slab = score_slab(*parts, chunk, ordered=True)
         keep_best[chunk.size, slab.shape[0]](
@@ -281,7 +281,9 @@ def _attention_backward(
 
     tile = tiles.backward_keys(gpu, problem.widths, indices is not None, merged)
 
-    def backward_keys(grid: int, chunk: Chunk, ranges: Tensor | None, pairs: Pairs | None, results: list) -> None:
+    def backward_keys(
+        grid: int, chunk: Chunk, ranges: Tensor | None, pairs: Pairs | None, results: list[Tensor], parts: int = 1
+    ) -> None:
         before, after = (
             [None if x is None else x[chunk.batch] for x in xs] for xs in ((first, last), (lse, dout, delta))
         )
@@ -293,6 +295,7 @@ def _attention_backward(
             *(*problem.strides, chunk.begin, *problem.sizes, words, scale),
             ATOMIC=indices is not None and any_order,
             MERGED=merged,
+            PARTS=parts,
             **problem.constants,
             **options(tile),
         )
@@ -300,16 +303,20 @@ def _attention_backward(
     owed = (k,) if merged else (k, v)
     whole = Chunk(slice(0, B), 0, T)
     if indices is None:
-        sums = [x.new_empty(x.shape) for x in owed]
         ranges = query_ranges(first, last, 0, T, S, tile.keys)
-        backward_keys(ranges.shape[1], whole, ranges, None, sums)
+        programs = ranges.shape[1] * G * B
+        parts = max(1, min(triton.cdiv(tiles.SPLITS, programs), T * problem.widths.heads // tile.rows))
+        dtype = k.dtype if parts == 1 else torch.float32
+        sums = [x.new_empty(parts, *x.shape, dtype=dtype) for x in owed]
+        backward_keys(parts * ranges.shape[1], whole, ranges, None, sums, parts)
+        sums = [x.sum(0) for x in sums]
     else:
         sums = [x.new_zeros(x.shape, dtype=torch.float32) for x in owed]
         blocks = triton.cdiv(K, tile.keys)
         if any_order:
             backward_keys(T * blocks, whole, None, None, sums)
         else:
-            for chunk in chunks(B, T, bytes_of_pairs(K, S, *owed)):
+            for chunk in chunks(B, T, bytes_of_pairs(K, S, *owed), k.device):
                 pairs = pairs_of(indices[chunk.batch, chunk.begin : chunk.begin + chunk.size], S)
                 contributions = [pairs.room_for(x) for x in owed]
                 backward_keys(chunk.size * blocks, chunk, None, pairs, contributions)

@@ -68,7 +68,7 @@ def unions(indices: Tensor, S: int, pack: int) -> Iterator[Union]:
     """The packs of `indices [B,T,K]`, as many at a time as a slab holds."""
     B, T, K = indices.shape
     words, room = triton.cdiv(S, 4), min(pack * K, S)
-    for chunk in chunks(B, triton.cdiv(T, pack), 4 * words + 5 * room):
+    for chunk in chunks(B, triton.cdiv(T, pack), 4 * words + 5 * room, indices.device):
         part = indices[chunk.batch]
         lists = len(part), chunk.size
         queries = min(T - chunk.begin * pack, chunk.size * pack)

@@ -31,6 +31,9 @@ SUM_BLOCK = 1024
 SUM_COLUMNS = 128
 """Sums that a program holds of the pairs' contributions, and at most so many of a key's."""
 
+SPLITS = 512
+"""Programs of the dense backward pass over keys below which queries are shared out: a few for every multiprocessor."""
+
 HOPPER = 90
 """The compute capability whose tensor cores multiply tiles of 64 rows in shared memory (wgmma)."""
 
@@ -136,31 +139,37 @@ def for_sets(tile: Tiles, heads: int, packed: bool) -> Tiles:
 def forward(gpu: Limits, widths: Widths, sparse: bool, packed: bool = False) -> Tiles:
     if widths.exact:
         tile = EXACT
+    elif widths.narrow and gpu.hopper:
+        tile = Tiles(64, 128, 8, 2) if sparse else Tiles(64, 64, 4, 2)
     elif widths.narrow:
-        tile = Tiles(64, 128 if gpu.hopper and sparse else 64, 8, 2)
+        tile = Tiles(64, 64, 8, 2)
     elif widths.apart:
         tile = Tiles(16, 16, 4, 1)
+    elif gpu.hopper:
+        tile = Tiles(64, 64, 8, 2)
     elif gpu.warp == 64:
         tile = Tiles(32, 32, 4, 2)
     elif not gpu.roomy or (packed and gpu.shared < 227 << 10):  # packs of 64 rows spill on sm_80
         tile = Tiles(32, 32, 8, 2)
     else:
-        tile = Tiles(64 if sparse or gpu.hopper else 32, 64 if sparse and gpu.hopper else 32, 8, 2)
+        tile = Tiles(64 if sparse else 32, 32, 8, 2)
     return for_sets(tile, widths.heads, packed) if sparse else tile
 
 
 def backward_queries(gpu: Limits, widths: Widths, sparse: bool, packed: bool = False) -> Tiles:
     if widths.exact:
         tile = EXACT
+    elif widths.narrow and gpu.hopper:
+        tile = Tiles(64, 64, 8 if sparse else 4, 2)
     elif widths.narrow:
-        tile = Tiles(64, 64, 8, 2) if gpu.hopper and sparse else Tiles(64, 32, 8, 1)
+        tile = Tiles(64, 32, 8, 1)
     elif widths.apart:
         tile = Tiles(16, 16, 4, 1)
-    elif gpu.warp == 64:
-        tile = Tiles(16, 32, 4, 1)
     elif gpu.hopper:
         few = sparse and not packed and widths.heads <= SMALLEST_SIDE
         tile = Tiles(16, 32, 4, 2) if few else Tiles(64, 32, 8, 1)
+    elif gpu.warp == 64:
+        tile = Tiles(16, 32, 4, 1)
     else:
         tile = Tiles(32 if gpu.roomy else 16, 32, 8, 1)
         return for_sets(tile, widths.heads, packed)._replace(warps=8) if sparse else tile
@@ -172,11 +181,11 @@ def backward_keys(gpu: Limits, widths: Widths, sparse: bool, merged: bool = Fals
     if widths.exact:
         return EXACT
     if widths.narrow:
-        tile = Tiles(32, 64, 8, 1)
+        tile = Tiles(32, 64, 8, 1) if sparse or not gpu.hopper else Tiles(64, 64, 4, 1)
         return at_most(tile, widths.heads) if sparse else tile
     if merged and gpu.hopper:
         few = sparse and widths.heads <= SMALLEST_SIDE
-        return Tiles(16, 16, 4, 1) if few else Tiles(32, 32, 8, 1)
+        return Tiles(16, 16, 4, 2) if few else Tiles(32, 32, 8, 2)
     return Tiles(16, 16, 4 if gpu.warp == 64 else 8, 1)
 
 
