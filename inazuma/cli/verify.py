@@ -93,9 +93,11 @@ def _print_claims(console: Console, report: Report) -> None:
     table = _table("claim", "measurement", "verdict", "figures")
     for claim in report.claims:
         count = f"{sum(figure.verdict.claim == 'supported' for figure in claim.figures)} of {len(claim.figures)} hold"
-        name = _named(claim.id, "\n".join(_problems(claim)))
-        table.add_row(_mark(claim.ok), name, claim.measurement, claim.claim, count)
+        table.add_row(_mark(claim.ok), _named(claim.id, None), claim.measurement, claim.claim, count)
     console.print(table)
+    for claim in report.claims:
+        for problem in _problems(claim):
+            console.print(f"{claim.id}: {problem}", style="red", markup=False)
     for remark in dict.fromkeys(remark for claim in report.claims for remark in claim.remarks):
         console.print(remark, markup=False)
     for line in report.uncovered:

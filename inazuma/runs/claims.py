@@ -16,7 +16,7 @@ from inazuma.runs.history import siblings
 from inazuma.runs.run import MANIFEST, Run
 from inazuma.runs.stands import misplaced, uncovered
 from inazuma.runs.verdict import WORST_FIRST, Claimed, Verdict, judge_bound, judge_figure, rounding, stated_number
-from inazuma.runs.verify import EVIDENCE, verify
+from inazuma.runs.verify import EVIDENCE, Check, verify
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,17 @@ def _record_problem(folder: Path, name: str, claims: Claims) -> tuple[str, str] 
     if recorded is not None and found != recorded:
         return "invalid", f"{listed}: edited: its SHA-256 is {found}, recorded is {recorded}"
     if is_run and (failed := [check for check in verify(path) if not check.ok]):
-        return "invalid", "; ".join(f"{name}/{check.name}: {check.problem}" for check in failed)
+        return "invalid", "; ".join(f"{name}/{check.name}: {_told(check)}" for check in failed)
     facts = read_json(file) if file.suffix == ".json" else {}
     code = facts.get("code") if isinstance(facts, dict) else None
     if isinstance(code, dict) and code.get("clean") is False and name not in claims.waivers:
         return "invalid", f"{name}: made with changes that are in no revision of the code"
     return None
+
+
+def _told(check: Check) -> str:
+    found = "" if check.recomputed is None else f" (recorded {check.reported}, found {check.recomputed})"
+    return f"{check.problem}{found}"
 
 
 def _judge(

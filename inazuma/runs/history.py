@@ -65,14 +65,15 @@ def history(folder: Path) -> History:
     except UserError as error:
         return History((), head, str(error))
     hashes = {entry["previous"] for entry in entries} | {head}
+    known = {entry.get("id") for entry in entries}
     for name, manifest in manifests.items():
-        if manifest and manifest.get("follows", head) not in hashes:
+        # A run that was moved here followed lines of another ledger; it is `unknown` here.
+        if manifest and manifest["id"] in known and manifest.get("follows", head) not in hashes:
             problem = f"{folder / LEDGER}: its last lines are missing: {name} followed a line that is not there"
             return History((), head, problem)
     runs = [_past(folder, identity, entries, manifests) for identity in dict.fromkeys(e.get("id") for e in entries)]
-    known = {run.id for run in runs}
     for name, manifest in manifests.items():
-        if manifest and manifest.get("id") not in known:
+        if manifest and manifest["id"] not in known:
             runs.append(Past(name, manifest["id"], dict(manifest.get("seeds", {})), "unknown", recipe(manifest)))
     return History(tuple(_with_siblings(runs)), head)
 

@@ -1,9 +1,9 @@
 """The ledger: which runs there were, the crashed and aborted ones included.
 
 `ledger.jsonl` lies beside the run folders and is only ever appended to. Each line carries the SHA-256 of the line
-before, so that a line changed or removed later breaks the chain. That its last lines were cut off shows twice: the hash
-of the last line stands in `ledger.head` beside it, and each run's manifest has the hash of the line it followed. Whoever
-rewrites all of these leaves no trace in the folder; the head, noted elsewhere (a commit, a paper), is what finds that.
+before, so that a line changed or removed later breaks the chain. That its last lines were cut off shows twice: the
+hash of the last line stands in `ledger.head` beside it, and each run's manifest has the hash of the line it followed.
+Whoever rewrites all of these leaves no trace in the folder; the head, noted elsewhere (a commit, a paper), finds that.
 A run that was killed stays visible: it has a `started` line and none that ends it.
 """
 
@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import os
+from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,9 @@ def _read(handle: int) -> bytes:
 
 def last_line(folder: Path) -> str:
     """The hash of the last line of `folder`'s ledger; 64 zeros where there is no line yet."""
-    last = b""
-    if (folder / LEDGER).is_file():
-        for last in whole_lines(folder / LEDGER):
-            pass
-    return hashlib.sha256(last).hexdigest() if last else _NO_LINE
+    lines = whole_lines(folder / LEDGER) if (folder / LEDGER).is_file() else iter(())
+    last = deque(lines, maxlen=1)
+    return hashlib.sha256(last[0]).hexdigest() if last else _NO_LINE
 
 
 def check_ledger(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Bringing claims and documents up to date after a record changed: figures that were stated, never bounds.
 
-A figure says what a record says, so a new record is a new figure. A bound (`direction`) is what somebody stands for: one
-that no longer holds must be thought about, and is left as it is.
+A figure says what a record says, so a new record is a new figure. A bound (`direction`) is what somebody stands for:
+one that no longer holds must be thought about, and is left as it is.
 """
 
 from __future__ import annotations
