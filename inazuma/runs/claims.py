@@ -172,7 +172,7 @@ def _figure(figures: Figures, name: str, figure: Mapping[str, Any]) -> FigureRes
     unit = float(figure.get("unit", 1))
     text = figure["value"]
     found = figures.figure(name)
-    if isinstance(found, bool) or not isinstance(found, int | float):
+    if not isinstance(found, int | float):  # true counts as 1
         raise UserError(f"{name}: the records give {found!r}, not a number")
     stated, found = stated_number(text), found / unit
     direction = figure.get("direction")

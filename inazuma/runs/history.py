@@ -57,7 +57,7 @@ def history(folder: Path) -> History:
     """The history of the runs in `folder`. Raises `UserError` when it has no ledger."""
     folder = Path(folder)
     if not (folder / LEDGER).is_file():
-        raise UserError(f"{folder}: neither a run (no {MANIFEST}) nor a folder of runs (no {LEDGER})")
+        raise UserError(f"{folder}: not a run folder (it has no {MANIFEST}), nor a folder of runs (no {LEDGER})")
     head = last_line(folder)
     manifests = {path.parent.name: _manifest(path) for path in sorted(folder.glob(f"*/{MANIFEST}"))}
     try:

@@ -140,5 +140,5 @@ def test_datasets_beside_runs_are_no_runs(tmp_path):
 
 
 def test_neither_a_run_nor_a_folder_of_runs(tmp_path):
-    with pytest.raises(UserError, match=r"neither a run .* nor a folder of runs"):
+    with pytest.raises(UserError, match=r"not a run folder .* nor a folder of runs"):
         history(tmp_path)
