@@ -109,8 +109,13 @@ def _record_problem(folder: Path, name: str, claims: Claims) -> tuple[str, str] 
         return "invalid", f"{name}: no hash vouches for this record; its SHA-256 is {found}"
     if recorded is not None and found != recorded:
         return "invalid", f"{listed}: edited: its SHA-256 is {found}, recorded is {recorded}"
-    if is_run and (failed := [check for check in verify(path) if not check.ok]):
-        return "invalid", "; ".join(f"{name}/{check.name}: {_told(check)}" for check in failed)
+    if is_run:
+        try:
+            failed = [check for check in verify(path) if not check.ok]
+        except UserError as error:
+            return "not computable", str(error)
+        if failed:
+            return "invalid", "; ".join(f"{name}/{check.name}: {_told(check)}" for check in failed)
     facts = read_json(file) if file.suffix == ".json" else {}
     code = facts.get("code") if isinstance(facts, dict) else None
     if isinstance(code, dict) and code.get("clean") is False and name not in claims.waivers:

@@ -12,9 +12,7 @@ from decimal import Decimal
 from typing import Literal
 
 Claimed = Literal["supported", "direction only", "underpowered", "overstated", "refuted", "not judged"]
-WORST_FIRST: tuple[Claimed, ...] = (
-    *("refuted", "overstated", "underpowered", "direction only", "not judged", "supported"),
-)
+WORST_FIRST = ("refuted", "overstated", "underpowered", "direction only", "not judged", "supported")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from inazuma import cli
 from inazuma.data.build import build
 from inazuma.errors import UserError
 from inazuma.evaluate.contamination import Contamination, contamination
-from inazuma.evaluate.overlap import GRAM, ItemIndex, words_of
+from inazuma.evaluate.overlap import ItemIndex, words_of
 from inazuma.runs import Run
 
 VOCABULARY = [f"w{number}" for number in range(3000)]
@@ -79,7 +79,7 @@ def test_case_punctuation_and_unicode_forms_do_not_hide_it(corpus, tmp_path):
     assert [item.state for item in found.items] == ["overlap", "overlap"]
 
 
-@pytest.mark.parametrize(("shared", "state"), [(GRAM - 1, "not decidable"), (GRAM, "overlap")])
+@pytest.mark.parametrize(("shared", "state"), [(12, "not decidable"), (13, "overlap")])
 def test_thirteen_words_in_a_row_are_the_bound(corpus, tmp_path, shared, state):
     own = text(random.Random(2), 60).split()
     plant(corpus, "00.txt", " ".join(own[20 : 20 + shared]))
@@ -142,10 +142,10 @@ def test_overlaps_are_those_of_a_search_by_hand(data):
         assert index.scan(number, "d", " ".join(document)) == len(document)
     for item, found in zip(items, index.found, strict=True):
         covered = set()
-        for start in range(len(item) - GRAM + 1):
-            gram = item[start : start + GRAM]
-            if any(gram == doc[n : n + GRAM] for doc in documents for n in range(len(doc) - GRAM + 1)):
-                covered |= set(range(start, start + GRAM))
+        for start in range(len(item) - 12):
+            gram = item[start : start + 13]
+            if any(gram == doc[n : n + 13] for doc in documents for n in range(len(doc) - 12)):
+                covered |= set(range(start, start + 13))
         assert set(found.covered.nonzero()[0].tolist()) == covered
 
 
