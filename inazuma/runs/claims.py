@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from inazuma.errors import UserError
 from inazuma.files import read_json, sha256
-from inazuma.runs.claims_file import Claim, Claims, Source, arguments_of, formulas_of, load_claims, paths_of
+from inazuma.runs.claims_file import Claim, Claims, Source, arguments_of, formulas_of, paths_of
+from inazuma.runs.claims_rows import load_complete
 from inazuma.runs.formulas import Figures, formula
 from inazuma.runs.history import siblings
 from inazuma.runs.run import MANIFEST, Run
@@ -78,7 +79,7 @@ def of_run(figures: Figures, *, run: str, name: str) -> Any:
 
 def check_claims(path: Path) -> Report:
     """Judges every claim of a file from the records beside it, in seconds."""
-    claims, folder = load_claims(path), Path(path).resolve().parent
+    claims, folder = load_complete(path), Path(path).resolve().parent
     records = {name: _record_problem(folder, name, claims) for name in _records_of(claims)}
     results = [_judge(claim, folder, records, claims.waivers) for claim in claims.claims]
     return Report(tuple(results), tuple(uncovered(claims, folder)))

@@ -59,6 +59,8 @@ class Claim:
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
     common: dict[str, Any] = field(default_factory=dict)
     """What the formulas of all its figures have in common."""
+    rows: dict[str, str] = field(default_factory=dict)
+    """The rows of a table that a program wrote; see `inazuma.runs.claims_rows`."""
     stands: dict[str, list[str]] = field(default_factory=dict)
     source: Source | None = None
     audit: str | None = None
@@ -72,6 +74,8 @@ class Claim:
         if not self.figures and self.missing is None:
             raise ValueError(f"the claim {self.id!r} has no figures; say in `missing` why nothing can be computed")
         for name, figure in self.figures.items():
+            if self.rows and "value" not in figure:
+                continue  # it is read from where it stands
             if not isinstance(figure.get("value"), str):
                 raise ValueError(f'{self.id}.{name}: write the value as text, as it stands: value: "1.50"')
             try:

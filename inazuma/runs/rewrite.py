@@ -14,6 +14,7 @@ from inazuma.errors import UserError
 from inazuma.files import atomic_file, sha256
 from inazuma.runs.claims import check_claims, record_files
 from inazuma.runs.claims_file import Claim, load_claims
+from inazuma.runs.claims_rows import load_complete
 from inazuma.runs.stands import figures_in, pattern, read_document
 
 
@@ -28,7 +29,8 @@ def rewrite(path: Path) -> Iterator[str]:
         if figure.verdict.claim == "refuted"
     }
     folder, text = path.resolve().parent, path.read_text(encoding="utf-8")
-    for claim in load_claims(path).claims:
+    rows = {claim.id for claim in load_claims(path).claims if claim.rows}
+    for claim in load_complete(path).claims:
         new = {
             name: as_stated(figure["value"], found[claim.id, name])
             for name, figure in claim.figures.items()
@@ -36,7 +38,8 @@ def rewrite(path: Path) -> Iterator[str]:
         }
         for name, value in new.items():
             old = claim.figures[name]["value"]
-            text = _in_claim(text, claim.id, name, old, value)
+            if claim.id not in rows:
+                text = _in_claim(text, claim.id, name, old, value)
             yield f"{claim.id}.{name}: {old} is now {value}"
         stated = {name: figure["value"] for name, figure in claim.figures.items()} | new
         yield from _documents(claim, folder, stated)
@@ -52,7 +55,7 @@ def as_stated(old: str, value: float) -> str:
 
 
 def _hashes(path: Path) -> Iterator[str]:
-    claims, folder, text = load_claims(path), path.resolve().parent, path.read_text(encoding="utf-8")
+    claims, folder, text = load_complete(path), path.resolve().parent, path.read_text(encoding="utf-8")
     for name in record_files(claims, folder):
         if not (folder / name).is_file():
             continue

@@ -272,6 +272,39 @@ claims:
     assert (folder / "claims.yaml").read_text() == after
 
 
+def test_a_table_that_a_program_wrote_is_read_from_where_it_stands(folder):
+    (folder / "README.md").write_text(f"{DOCUMENT}\n| V01 limit | 3.55 | 2 |\n| V02 other | 4.1 | 1 |\n")
+    count = {"formula": "median_at", "field": ["results", "{row}", "length"], "unit": 4}
+    ratio = {"formula": "ratio_at", "field": ["results", "{row}", "seconds"], "of": ["dense", "ours"]}
+    table = {
+        "id": "table",
+        "text": "t",
+        "common": {"record": "times.json"},
+        "rows": {"V01": "V01 limit", "V02": "V02 other"},
+        "figures": {"ratio": ratio, "length": count},
+        "stands": {"README.md": ["| {label} | {ratio} | {length} |"]},
+    }
+    records = {"V01": TIMES["results"][0], "V02": TIMES["results"][1]}
+    (folder / "times.json").write_text(json.dumps({"results": records}))
+    known = {"times.json": sha256((folder / "times.json").read_bytes()).hexdigest()}
+    report = check(folder, table, records=known)
+    figures = {one.name: (one.stated, one.verdict.claim) for one in report.claims[0].figures}
+    assert figures == {
+        "V01.ratio": ("3.55", "supported"),
+        "V01.length": ("2", "supported"),
+        "V02.ratio": ("4.1", "supported"),
+        "V02.length": ("1", "refuted"),
+    }
+    assert not [line for line in report.uncovered if "| V0" in line]
+    before = (folder / "claims.yaml").read_text()
+    assert cli.main(["verify", str(folder / "claims.yaml"), "--rewrite"]) == 1  # DOCUMENT's own figures have no claim
+    assert "| V02 other | 4.1 | 4 |" in (folder / "README.md").read_text()
+    assert (folder / "claims.yaml").read_text() == before
+    (folder / "README.md").write_text(DOCUMENT)
+    with pytest.raises(UserError, match="0 times, not once"):
+        check_claims(folder / "claims.yaml")
+
+
 @pytest.mark.parametrize(
     ("old", "value", "new"),
     [("3.5", 12.26, "12.3"), ("900", 1040, "1,040"), ("1405", 1500.2, "1500"), ("0.085", 0.1, "0.100")],
