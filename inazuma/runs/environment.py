@@ -38,7 +38,8 @@ def build_environment(run: Run, folder: Path) -> Path:
     python = folder / "environment" / "bin" / "python"
     _do([sys.executable, "-m", "venv", str(folder / "environment")], "making a virtual environment")
     (folder / "requirements.txt").write_text("\n".join(wanted) + "\n", encoding="utf-8")
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # What was recorded is the whole environment: nothing is to be resolved or added.
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     _do([*pip, "-r", str(folder / "requirements.txt")], "installing the recorded packages")
     revision, checkout = run.manifest["code"]["revision"], Path(inazuma.__file__).parent.parent
     _do(
@@ -47,7 +48,7 @@ def build_environment(run: Run, folder: Path) -> Path:
     )
     with tarfile.open(folder / "code.tar") as archive:
         archive.extractall(folder / "code", filter="data")
-    _do([*pip, "--no-deps", str(folder / "code")], "installing that revision")
+    _do([*pip, str(folder / "code")], "installing that revision")
     return python
 
 
