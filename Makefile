@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
 
-.PHONY: help setup demo test test-all check sanitize arm clean
+.PHONY: help setup demo test test-all claims check sanitize arm clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ test: setup ## run the tests, in minutes
 
 test-all: setup ## run the slow tests too
 	$(VENV)/bin/python -m pytest
+
+claims: setup ## recompute every figure of the documents from the records, in seconds
+	$(VENV)/bin/inazuma verify claims.yaml
 
 check: setup ## lint and check the formatting
 	$(VENV)/bin/ruff check .

@@ -27,6 +27,7 @@ from inazuma.runs.lines import read_lines
 
 FORMULAS: dict[str, Callable[..., Any]] = {}
 Evidence = Mapping[str, Mapping[str, Any]]
+Field = str | Sequence[Any]
 
 
 def formula(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -182,14 +183,58 @@ def last(figures: Figures, *, record: str, column: str, where: Mapping[str, Any]
 
 
 @formula
-def value(figures: Figures, *, record: str, field: str) -> Any:
-    """A constant that was recorded: the value at a dotted field of a JSON file."""
+def value(figures: Figures, *, record: str, field: Field) -> Any:
+    """A constant that was recorded: the value at a field of a JSON file (see `_at`)."""
+    return _at(figures, record, field)
+
+
+@formula
+def median_at(figures: Figures, *, record: str, field: Field) -> float:
+    """The median of the numbers that were recorded at a field of a JSON file (see `_at`)."""
+    return _median_at(figures, record, field)
+
+
+@formula
+def ratio_at(figures: Figures, *, record: str, field: Field = (), of: Sequence[Field]) -> float:
+    """The median of the numbers at one field of a JSON file over that at another, both below `field` (see `_at`)."""
+    if len(of) != 2:
+        raise UserError(f"'of' must name 2 fields, got {len(of)}")
+    return _ratio(*(_median_at(figures, record, [*_keys(field), *_keys(one)]) for one in of))
+
+
+def _keys(field: Field) -> list[Any]:
+    return field.split(".") if isinstance(field, str) else list(field)
+
+
+def _at(figures: Figures, record: str, field: Field) -> Any:
+    """What stands at a field: dotted, or a list of keys where these have dots in them.
+
+    A key is a mapping's key or a list's place; a mapping as a key, such as {what: forward, length: 8192}, is the one
+    item of a list that has these values, wherever it stands.
+    """
     here = read_json(figures.record_path(record))
-    for key in field.split("."):
-        if not isinstance(here, dict) or key not in here:
+    for key in _keys(field):
+        if isinstance(key, Mapping):
+            items = [item for item in here if isinstance(item, dict)] if isinstance(here, list) else []
+            items = [item for item in items if all(item.get(name) == wanted for name, wanted in key.items())]
+            if len(items) != 1:
+                raise UserError(f"{record}: {len(items)} items have {dict(key)}, not one")
+            here = items[0]
+        elif isinstance(here, list) and str(key).isdecimal() and int(key) < len(here):
+            here = here[int(key)]
+        elif isinstance(here, dict) and key in here:
+            here = here[key]
+        else:
             raise UserError(f"{record}: no field {field!r}")
-        here = here[key]
     return here
+
+
+def _median_at(figures: Figures, record: str, field: Field) -> float:
+    found = _at(figures, record, field)
+    numbers = [_number(item, f"{record}: {field!r}") for item in (found if isinstance(found, list) else [found])]
+    if not numbers:
+        raise UserError(f"{record}: {field!r} is an empty list")
+    return statistics.median(numbers)
 
 
 def _two(figures: Figures, of: Sequence[str]) -> tuple[float, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +13,7 @@ from typing import Any, Literal
 
 from inazuma.errors import UserError
 from inazuma.files import PARTIAL, atomic_file, fresh_folder, read_json, sha256, write_json
-from inazuma.runs.ledger import LEDGER, append_ledger
+from inazuma.runs.ledger import HEAD, LEDGER, append_ledger, last_line
 from inazuma.runs.lines import decode_line, encode_line, read_lines, whole_lines
 from inazuma.runs.surroundings import code, machine, packages
 
@@ -64,7 +66,8 @@ class Run:
             "seconds": 0.0,
         }
         run = cls(path, manifest)
-        run._write("started", command=list(command))
+        # What says after the folder is gone that it was the same work, and with which seeds.
+        run._write("started", command=list(command), recipe=recipe(manifest), seeds=manifest["seeds"])
         return run
 
     @classmethod
@@ -138,17 +141,30 @@ class Run:
         names = []
         for file in sorted(self.path.rglob("*")):
             inside = file.relative_to(self.path)
-            mutable = inside.as_posix() == MANIFEST or file.name == LEDGER or PARTIAL in inside.as_posix()
+            mutable = inside.as_posix() == MANIFEST or file.name in (LEDGER, HEAD) or PARTIAL in inside.as_posix()
             if file.is_file() and not mutable and not set(inside.parts[:-1]) & set(_NOT_ARTEFACTS):
                 names.append(inside.as_posix())
         return names
 
     def _write(self, event: str, **facts: Any) -> None:
         """Writes the manifest and its hash into the ledger, which thereby vouches for all the manifest hashes."""
-        write_json(self.path / MANIFEST, self.manifest)
         where = self.path.resolve()
+        self.manifest["follows"] = last_line(where.parent)
+        write_json(self.path / MANIFEST, self.manifest)
         facts["manifest"] = sha256(self.path / MANIFEST)
         append_ledger(where.parent, run=where.name, identity=self.manifest["id"], event=event, **facts)
+
+
+def recipe(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of what a run does but for its seeds: equal for runs among which somebody could pick the best."""
+    seeds = manifest.get("seeds", {})
+    same = {
+        "verb": manifest["command"][:2],
+        "config": {key: value for key, value in manifest["config"].items() if key not in seeds},
+        "inputs": manifest.get("inputs", {}),
+        "seeds": sorted(seeds),
+    }
+    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
 
 def _now() -> str:

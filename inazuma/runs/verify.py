@@ -72,7 +72,7 @@ def verify(run_path: Path) -> list[Check]:
     ]
     records = {how[key] for how in evidence.values() for key in ("record", "against") if isinstance(how.get(key), str)}
     checks += [_check_file(run, figures, name) for name in (RESULT, EVIDENCE, *sorted(records))]
-    return checks + _check_manifest(run)
+    return checks + check_manifest(run)
 
 
 def _check_figure(figures: Figures, name: str, reported: Any) -> Check:
@@ -99,7 +99,7 @@ def _check_file(run: Run, figures: Figures, name: str) -> Check:
     return Check(name, recorded, found, ok, None if ok else "the file changed after the run ended")
 
 
-def _check_manifest(run: Run) -> list[Check]:
+def check_manifest(run: Run) -> list[Check]:
     """The manifest against the ledger; nothing where the run was moved away from its ledger."""
     ledger = run.path.resolve().parent / LEDGER
     if not ledger.exists():
