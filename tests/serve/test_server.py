@@ -215,6 +215,7 @@ def test_metrics_count(folder):
     assert values['inazuma_http_requests_total{method="POST",path="/v1/completions",status="200"}'] == 1
     assert values['inazuma_http_requests_total{method="GET",path="/v1/models/{model:path}",status="404"}'] == 1
     assert values["inazuma_cache_usage_ratio"] == 0
+    assert values["process_resident_memory_bytes"] > 10e6
 
 
 def test_the_command_refuses(tmp_path, capsys, monkeypatch):
