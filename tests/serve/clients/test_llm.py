@@ -27,7 +27,9 @@ def llm(smollm2_server, tmp_path):
 
     def run(*arguments: str) -> str:
         command = [sys.executable, "-m", "llm", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -35,7 +37,9 @@ def llm(smollm2_server, tmp_path):
 
 
 def test_it_asks_goes_on_and_keeps_to_a_schema(llm):
-    assert "Paris" in llm("-m", "local", "-o", "temperature", "0", "-o", "max_tokens", "20", "What is the capital of France?")
+    assert "Paris" in llm(
+        "-m", "local", "-o", "temperature", "0", "-o", "max_tokens", "20", "What is the capital of France?"
+    )
     again = llm("-c", "-m", "local", "-o", "temperature", "0", "-o", "max_tokens", "12", "And of Japan?")
     assert again.strip()
     [first, second] = json.loads(llm("logs", "--json", "-n", "2"))

@@ -54,7 +54,13 @@ def tasks(tmp_path, monkeypatch) -> TaskManager:
 
 def evaluate(tasks: TaskManager, model: str, arguments: str, task: str, **options):
     return lm_eval.simple_evaluate(
-        model=model, model_args=arguments, tasks=[task], task_manager=tasks, log_samples=True, bootstrap_iters=0, **options
+        model=model,
+        model_args=arguments,
+        tasks=[task],
+        task_manager=tasks,
+        log_samples=True,
+        bootstrap_iters=0,
+        **options,
     )
 
 
