@@ -37,10 +37,9 @@ def llm(smollm2_server, tmp_path):
 
 
 def test_it_asks_goes_on_and_keeps_to_a_schema(llm):
-    assert "Paris" in llm(
-        "-m", "local", "-o", "temperature", "0", "-o", "max_tokens", "20", "What is the capital of France?"
-    )
-    again = llm("-c", "-m", "local", "-o", "temperature", "0", "-o", "max_tokens", "12", "And of Japan?")
+    exact = ["-m", "local", "-o", "temperature", "0", "-o", "max_tokens", "20"]
+    assert "Paris" in llm(*exact, "What is the capital of France?")
+    again = llm("-c", *exact, "And of Japan?")
     assert again.strip()
     [first, second] = json.loads(llm("logs", "--json", "-n", "2"))
     assert first["response"] and second["input_tokens"] > first["input_tokens"] > 0, "the second turn has the first"
