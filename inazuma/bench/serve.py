@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx2
 
@@ -85,10 +85,10 @@ def figures(url: str, body: dict[str, Any], turn: int) -> dict[str, float]:
 
 
 @contextmanager
-def inazuma_server(folder: Path, *options: str) -> Iterator[str]:
-    """This project's, in a process of its own."""
+def inazuma_server(folder: Path, *options: str, log: IO[str] | int = subprocess.DEVNULL) -> Iterator[str]:
+    """This project's, in a process of its own, whose standard error goes to `log`."""
     command = [sys.executable, "-m", "inazuma", "serve", str(folder), "--port", "0", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         for line in process.stdout:
             if " is served at " in line:

@@ -84,6 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _serve(arguments: argparse.Namespace, security) -> None:
     import logging
 
+    from rich.console import Console
+    from rich.progress import Progress
+
     from inazuma.serve.app import Service
     from inazuma.serve.served import Served
     from inazuma.serve.server import Server, address, listen
@@ -95,24 +98,31 @@ def _serve(arguments: argparse.Namespace, security) -> None:
     listener = listen(arguments.host, arguments.port)
     where = address(listener)
     name = arguments.name or arguments.model.resolve().name
+    console = Console(stderr=True)
 
     def load() -> Served:
         from inazuma.serve.loading import load_engine
 
-        loaded = load_engine(
-            arguments.model,
-            context=arguments.context,
-            quantize=arguments.quantize,
-            memory=memory,
-            cache_memory=cache_memory,
-            cache_format=arguments.cache_format,
-        )
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task("loading", total=None)
+            loaded = load_engine(
+                arguments.model,
+                context=arguments.context,
+                quantize=arguments.quantize,
+                memory=memory,
+                cache_memory=cache_memory,
+                cache_format=arguments.cache_format,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
         for note in loaded.notes:
             print(note, flush=True)
         return Served.read(arguments.model, name, loaded.engine)
 
     server = Server(Service(log_prompts=arguments.log_prompts), security, grace=arguments.grace)
-    server.serve_on(listener, load, lambda: print(f"{name} is served at {where}", flush=True))
+    try:
+        server.serve_on(listener, load, lambda: print(f"{name} is served at {where}", flush=True))
+    finally:
+        console.show_cursor()  # the bar hides it, and a signal may come before its end
 
 
 def _per_minute(limit: str | None) -> float | None:

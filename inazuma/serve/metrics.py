@@ -12,6 +12,7 @@
 | `inazuma_time_to_first_token_seconds` | histogram, from the request's arrival at the engine | `vllm:time_to_first_token_seconds` |
 | `inazuma_time_per_output_token_seconds` | histogram, mean of a request's tokens after the first | `vllm:request_time_per_output_token_seconds` |
 | `inazuma_request_seconds` | histogram, in the engine | `vllm:e2e_request_latency_seconds` |
+| `process_resident_memory_bytes`, `process_cpu_seconds_total` | of the server's process, on Linux | the same |
 | `inazuma_http_requests_total{method,path,status}`, `inazuma_http_request_seconds{path}` | answers over HTTP | `http_requests_total` |
 """  # noqa: E501
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from inazuma.serve.request import Done
@@ -64,6 +65,7 @@ class Metrics:
         self._http_seconds = Histogram(
             "inazuma_http_request_seconds", "Answers over HTTP.", ("path",), buckets=_SECONDS, **shared
         )
+        ProcessCollector(registry=self.registry)
         self._engine_metrics = engine_metrics
         self.registry.register(self)
 

@@ -94,8 +94,8 @@ class Scheduler:
             raise TooLong("the prompt is empty")
         if tokens > self.context:
             raise TooLong(
-                f"the prompt has {len(request.prompt)} tokens and {request.max_tokens} new ones were asked for; "
-                f"together they must not exceed {self.context}"
+                f"this model's maximum context length is {self.context} tokens: the prompt has {len(request.prompt)}, "
+                f"and {request.max_tokens} new ones were asked for"
             )
         if needed(tokens) > self.pages.total:
             raise TooLong(

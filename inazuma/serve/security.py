@@ -7,6 +7,7 @@ header, the API key, the rate, the size of the body and its media type. It also 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -28,6 +29,10 @@ log = logging.getLogger("inazuma.serve.access")
 
 BODY_SECONDS = 60
 """In which a body must arrive."""
+
+LINGER_BYTES, LINGER_SECONDS = 64 << 20, 10
+"""Of a body that is refused, what is read and dropped before the answer: a socket that is closed over unread bytes
+resets the connection, and many clients then never see why."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,13 @@ class Gate:
             return await self.app(scope, receive, send)
         record = scope["record"] = Record()
         status, started = 500, False
+        unread = scope["method"] in ("POST", "PUT", "PATCH")
+
+        async def incoming() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = message["type"] == "http.request" and message.get("more_body", False)
+            return message
 
         async def counted(message: Message) -> None:
             nonlocal status, started
@@ -83,15 +95,20 @@ class Gate:
 
         try:
             self._check(scope, record)
-            if scope["method"] in ("POST", "PUT", "PATCH"):
+            if unread:
                 try:
                     async with asyncio.timeout(BODY_SECONDS):
-                        body = await self._body(scope, receive)
+                        body = await self._body(scope, incoming)
                 except TimeoutError:
+                    unread = False  # it had its time
                     raise APIError(408, f"the body did not arrive within {BODY_SECONDS} seconds") from None
-                receive = _replay(body, receive)
-            await self.app(scope, receive, counted)
+                await self.app(scope, _replay(body, receive), counted)
+            else:
+                await self.app(scope, receive, counted)
         except APIError as error:
+            # Who expects a 100 has not begun to send.
+            if unread and b"expect" not in dict(scope["headers"]):
+                await _drop(incoming)
             await error.response()(scope, receive, counted)
         except _Gone:
             status = 499
@@ -161,6 +178,18 @@ class Gate:
             raise APIError(415, "the body must be JSON: Content-Type: application/json")
         _check_text(body)
         return bytes(body)
+
+
+async def _drop(incoming: Receive) -> None:
+    """Reads what a client still sends, within limits, and keeps nothing."""
+    left = LINGER_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while left > 0:
+                message = await incoming()
+                left -= len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body"):
+                    return
 
 
 def _check_text(body: bytearray) -> None:

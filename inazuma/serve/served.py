@@ -184,7 +184,10 @@ class Served:
         """
         left = self.engine.context - len(prompt)
         if left < 1:
-            raise TooLong(f"the prompt has {len(prompt)} tokens; prompt and answer may have {self.engine.context}")
+            # Clients know a prompt that is too long by this sentence of OpenAI's.
+            raise TooLong(
+                f"this model's maximum context length is {self.engine.context} tokens, and the prompt has {len(prompt)}"
+            )
         return min(left, self.max_new_tokens or left) if asked is None else asked
 
     # -- sampling ----------------------------------------------------------------------------------------------------

