@@ -12,7 +12,7 @@ import inazuma
 from inazuma.errors import RunError, UserError
 from inazuma.runs.run import MANIFEST, Run
 
-_OURS = ("inazuma", "pip", "setuptools", "wheel")
+_OURS = ("inazuma", "pip")
 
 
 def requirements(run: Run) -> list[str]:
