@@ -12,7 +12,7 @@ import inazuma
 from inazuma.errors import RunError, UserError
 from inazuma.runs.run import MANIFEST, Run
 
-_OURS = ("inazuma", "pip", "setuptools", "wheel")
+_OURS = ("inazuma", "pip")
 
 
 def requirements(run: Run) -> list[str]:
@@ -56,4 +56,6 @@ def _do(command: Sequence[str], what: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
-        raise RunError(f"{what} failed: {said[-1]}")
+        # pip's warnings may follow its error.
+        errors = [line for line in said if line.startswith("ERROR")]
+        raise RunError(f"{what} failed: {(errors or said)[-1]}")

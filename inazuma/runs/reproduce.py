@@ -118,7 +118,7 @@ def arguments_again(run: Run, out: Path, recipe: Path) -> list[str]:
 
 def _carry_out(run: Run, arguments: list[str], out: Path, python: Path | None) -> None:
     """Runs it in a fresh process, and stops it as soon as it turns out to be other work than was recorded."""
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if python is None:
         environment["PYTHONPATH"] = str(Path(inazuma.__file__).parent.parent)
     # -P: files in the current folder are not taken for modules.

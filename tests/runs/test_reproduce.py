@@ -15,7 +15,7 @@ from inazuma import cli
 from inazuma.config import from_dict, to_dict
 from inazuma.errors import RunError, UserError
 from inazuma.runs import Run, produce
-from inazuma.runs.environment import requirements
+from inazuma.runs.environment import build_environment, requirements
 from inazuma.runs.reproduce import arguments_again, compare, reproduce
 from inazuma.train.recipe import TrainConfig
 from tests.train.recipes import recipe, train
@@ -215,6 +215,17 @@ def test_a_fresh_environment_needs_packages_and_a_clean_revision(tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             requirements(Run(run.path, run.manifest | change))
+
+
+@pytest.mark.slow  # a virtual environment takes seconds
+def test_building_an_environment_that_cannot_be_had_says_why(tmp_path, monkeypatch):
+    """pip is the real one, with nowhere to look."""
+    run = make(tmp_path / "a", 2.0)
+    run.manifest["packages"] = {"no-such-package-anywhere": "9.9"}
+    run.manifest["code"] = {"version": "0.1.0", "revision": "a" * 40, "clean": True}
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(RunError, match=r"installing the recorded packages failed: ERROR: .*no-such-package-anywhere"):
+        build_environment(run, tmp_path)
 
 
 def test_a_claim_names_the_run_of_its_figures(tmp_path, monkeypatch, capsys):
