@@ -20,11 +20,6 @@ SAMPLES = "samples.jsonl"
 
 Outcome = Literal["correct", "wrong", "truncated", "no_answer", "refused", "infrastructure_error", "invalid_item"]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
-ANSWERED = ("correct", "wrong", "truncated", "no_answer", "refused")
-"""Outcomes of items that were put to the model and came back: what a score counts as scored."""
-COMPLETED = ("correct", "wrong", "no_answer", "refused")
-"""Outcomes of answers that the model itself brought to an end."""
-
 Prompt = str | Sequence[Mapping[str, Any]]
 
 

@@ -85,6 +85,8 @@ class Comparison:
             return None
         # Without any spread in sight: as much as one item would make that differs.
         spread = max(self.standard_error**2 - self.seeds_error**2, (max(size, self.margin) / self.n) ** 2)
+        if math.isinf(spread):
+            spread = max(size, self.margin) ** 2
         more = max(1, math.ceil(self.n * (spread / allowed - 1)))
         unit = 10 ** max(0, len(str(more)) - 2)
         return -(-more // unit) * unit
@@ -124,6 +126,7 @@ def compare(
     n, number = len(d), cluster_numbers(clusters, len(d))
     groups = int(number.max()) + 1
     error, difference = standard_error(d, clusters), float(d.mean())
+    error = math.inf if math.isnan(error) else error
     binary = groups == n and all(np.isin(x, (0.0, 1.0)).all() for x in (rows_a, rows_b))
     seeds = (len(rows_a), len(rows_b))
     seeds_error = 0.0
@@ -143,7 +146,8 @@ def compare(
         test = "sign flips"
         sums = np.bincount(number, weights=d, minlength=groups)
         p = sign_flips(sums, seed=seed)
-        interval = bootstrap_mean(d, clusters, seed=seed, level=1 - alpha)
+        alone = groups < 2  # one cluster tells nothing of the spread
+        interval = (-math.inf, math.inf) if alone else bootstrap_mean(d, clusters, seed=seed, level=1 - alpha)
         equivalence = tost(difference, error, groups, margin)
     return Comparison(
         n=n,
@@ -237,8 +241,8 @@ def _by_t(
 ) -> tuple[float, float, float, Interval]:
     """(standard error, p-value, equivalence p-value, interval) from variances and their degrees of freedom."""
     variance = sum(part for part, _ in parts)
-    if not variance > 0:  # also where one cluster tells nothing of the spread
-        return variance, 1.0, 1.0, (-math.inf, math.inf)
+    if not 0 < variance < math.inf:
+        return math.sqrt(variance), 1.0, 1.0, (-math.inf, math.inf)
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts if degrees)
     error = math.sqrt(variance)
     p = float(2 * t.sf(abs(difference) / error, freedom))
