@@ -114,5 +114,8 @@ def names(random: np.random.Generator, count: int) -> list[str]:
     return [str(name) for name in random.choice(NAMES, size=count, replace=False)]
 
 
-NAMES = tuple("""Ada Bruno Carla Dmitri Elena Farid Greta Hugo Ines Jonas Katya Liam Mina Nadia Oskar
-Petra Quentin Rosa Stefan Tara Ulrich Vera Walter Ximena Yusuf Zelda Akira Bente Cyril Daphne""".split())  # fmt: skip
+# fmt: off
+NAMES = ("Ada", "Bruno", "Carla", "Dmitri", "Elena", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Katya", "Liam", "Mina",
+         "Nadia", "Oskar", "Petra", "Quentin", "Rosa", "Stefan", "Tara", "Ulrich", "Vera", "Walter", "Ximena", "Yusuf",
+         "Zelda", "Akira", "Bente", "Cyril", "Daphne")
+# fmt: on

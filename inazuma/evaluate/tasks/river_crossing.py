@@ -93,9 +93,9 @@ class RiverCrossing:
         crossings = solve(pairs, boat)
         prompt = (
             f"{pairs} actors, a1 to a{pairs}, and their agents, A1 to A{pairs}, must cross a river. The boat holds up "
-            f"to {boat} people and never crosses empty. Nowhere, on either bank or in the boat, may an actor be with the "
-            "agent of another actor unless the own agent is there too. Write all crossings in one line, separated by "
-            "spaces, to and fro in turn, each as the people in the boat joined by +: A1+a1 a1 A2+a2\nCrossings:"
+            f"to {boat} people and never crosses empty. Nowhere, on either bank or in the boat, may an actor be with "
+            "the agent of another actor unless the own agent is there too. Write all crossings in one line, separated "
+            "by spaces, to and fro in turn, each as the people in the boat joined by +: A1+a1 a1 A2+a2\nCrossings:"
         )
         witness = None if crossings is None else "".join(" " + "+".join(sorted(group)) for group in crossings)
         reason = f"no sequence of crossings brings {pairs} pairs over in a boat for {boat} (all states searched)"
