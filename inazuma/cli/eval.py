@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from inazuma.evaluate.evaluate import Settings, evaluate
     from inazuma.bench.bench import parse_lengths
+    from inazuma.evaluate.evaluate import Settings, evaluate
     from inazuma.evaluate.models import open_model
 
     settings = Settings(
