@@ -25,7 +25,7 @@ def make_checkpoint(folder: Path, seed: int = 0, vocabulary: int = 400) -> Path:
     sample.offer(1, text, len(text))
     tokenizer = train_tokenizer(sample, vocabulary)
     config = tiny(
-        vocab_size=vocabulary, max_position_embeddings=1024, num_hidden_layers=2, eos_token_id=0, bos_token_id=None
+        vocab_size=vocabulary, max_position_embeddings=1024, num_hidden_layers=1, eos_token_id=0, bos_token_id=None
     )
     build(config, seed=seed, dtype=torch.float32).save(folder)
     save_tokenizer(tokenizer, "<|endoftext|>", folder, given=None)
@@ -43,7 +43,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("texts")
     random = np.random.Generator(np.random.PCG64(1))
     for number in range(6):
-        lines = [sentence(random) for _ in range(80 if number == 0 else 3 + number)]
+        lines = [sentence(random) for _ in range(45 if number == 0 else 3 + number)]
         (folder / f"{number}.txt").write_text("\n".join(lines) + "\n雷", encoding="utf-8")
     return folder
 

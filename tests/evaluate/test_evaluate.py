@@ -38,8 +38,8 @@ def failed(run: Path) -> list[str]:
 def evaluated(checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The command line, twice."""
     folder = tmp_path_factory.mktemp("runs")
-    options = ["--tasks", "long-context,hanoi,river-crossing,bits-per-byte", "--lengths", "512", "--items", "2"]
-    options += ["--text", str(texts), "--max-tokens", "24"]
+    options = ["--tasks", "multi-key-recall,counting,hanoi,bits-per-byte", "--lengths", "512", "--items", "2"]
+    options += ["--text", str(texts), "--max-tokens", "12"]
     for name in ("first", "second"):
         assert cli.main(["eval", str(checkpoint), "--out", str(folder / name), *options]) == 0
     return [folder / "first", folder / "second"]
@@ -59,14 +59,14 @@ def test_every_sample_says_all_of_it(evaluated: list[Path]) -> None:
     assert len({line["item"] for line in lines}) == len(lines)
     for line in lines:
         assert line["item"] == item_hash(line["task"], line["prompt"], line["target"])
-        assert line["max_tokens"] <= 24 and line["batch_size"] == 1
+        assert line["max_tokens"] <= 12 and line["batch_size"] == 1
     for line in asked:
         assert line["stop_reason"] in ("stop", "length") and line["prompt_tokens_dropped"] == 0
         assert 0 < line["generated_tokens"] <= line["max_tokens"] and line["min_answer_tokens"] <= line["max_tokens"]
         assert (line["outcome"] == "truncated") == (line["stop_reason"] == "length")
     reasons = {line["id"]: line["error"] for line in lines if line["outcome"] == "invalid_item"}
-    assert "all states searched" in reasons["6-pairs-boat-3"]
-    assert "and the limit is 24" in reasons["10-AC"]  # 1023 moves
+    assert "and the limit is 12" in reasons["5-AC"]  # 31 moves
+    assert "exceed the model's 1024 positions" in reasons["10-AC"]
     assert "1-AC" not in reasons
 
 
@@ -87,7 +87,7 @@ def test_an_edited_sample_is_named(evaluated: list[Path]) -> None:
 def test_bits_per_byte_against_one_pass_over_each_document(
     evaluated: list[Path], checkpoint: Path, texts: Path
 ) -> None:
-    model = inazuma.load(checkpoint)
+    model = inazuma.load(checkpoint).requires_grad_(False)
     tokenizer = LocalModel(checkpoint).tokenizer
     records = [json.loads(line) for line in (evaluated[0] / "documents/bits-per-byte.jsonl").read_text().splitlines()]
     nats, size = 0.0, 0
@@ -201,6 +201,7 @@ def test_what_cannot_fit_is_refused_with_the_reason(tmp_path: Path) -> None:
     result = evaluate(model, settings, tmp_path / "run")
     samples = read_samples(tmp_path / "run")
     assert {s.outcome for s in samples if s.task == "counting-512"} == {"invalid_item"}
+    assert "all states searched" in next(s.error for s in samples if s.id == "6-pairs-boat-3")
     assert "exceed the model's 100 positions" in samples[0].error
     assert result["tasks"]["counting-512"]["n"] == 0 and "as_scored" not in result["tasks"]["counting-512"]
     assert "no item came back" in (tmp_path / "run/report.md").read_text()

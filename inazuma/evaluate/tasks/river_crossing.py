@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Sequence
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -30,7 +32,8 @@ def safe(group: frozenset[str]) -> bool:
     return not agents or all(name[1:] in agents for name in group if name[0] == "a")
 
 
-def solve(pairs: int, boat: int) -> list[Crossing] | None:
+@cache
+def solve(pairs: int, boat: int) -> tuple[Crossing, ...] | None:
     """The fewest crossings that bring everyone over, the first of them away from the start; None: there are none."""
     everyone = frozenset(people(pairs))
     start = (everyone, True)
@@ -45,7 +48,7 @@ def solve(pairs: int, boat: int) -> list[Crossing] | None:
             while step is not None:
                 crossings.append(step[1])
                 step = came[step[0]]
-            return crossings[::-1]
+            return tuple(crossings[::-1])
         bank = left if here else everyone - left
         for count in range(1, boat + 1):
             for group in map(frozenset, combinations(sorted(bank), count)):
@@ -59,7 +62,7 @@ def solve(pairs: int, boat: int) -> list[Crossing] | None:
     return None
 
 
-def brings_over(pairs: int, boat: int, crossings: list[Crossing]) -> bool:
+def brings_over(pairs: int, boat: int, crossings: Sequence[Crossing]) -> bool:
     """Whether these crossings, to and fro in turn, are all allowed and leave nobody behind."""
     everyone = frozenset(people(pairs))
     left, here = everyone, True
