@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from inazuma.errors import RunError, UserError
+from inazuma.errors import RunError, UserError, needs_extra
 from inazuma.evaluate.answering import Answering
 from inazuma.evaluate.asking import ask, question
 from inazuma.evaluate.documents import document_records, read_documents
@@ -74,9 +74,17 @@ def evaluate(
             _write_records(run, BITS_PER_BYTE, document_records(model, documents, progress))
         harness = [name.removeprefix(HARNESS) for name in settings.tasks if name.startswith(HARNESS)]
         if harness:
-            from inazuma.evaluate.harness import run_harness  # the extra may not be installed
+            needs_extra("lm-eval", "lm_eval")
+            from inazuma.evaluate.harness import run_harness
 
-            found = run_harness(model, harness, settings, progress)
+            found = run_harness(
+                model,
+                harness,
+                include_path=settings.include_path,
+                limit=settings.limit,
+                kept=run.path / "lm-eval.jsonl",
+                progress=progress,
+            )
             _merge(run, found.samples)
             for name, records in found.documents.items():
                 _write_records(run, name, records)
