@@ -149,6 +149,9 @@ def compare(
         alone = groups < 2  # one cluster tells nothing of the spread
         interval = (-math.inf, math.inf) if alone else bootstrap_mean(d, clusters, seed=seed, level=1 - alpha)
         equivalence = tost(difference, error, groups, margin)
+        if not error > 0 and all((x >= 0).all() and (x <= 1).all() for x in (rows_a, rows_b)):
+            # Scores that never differed by more may still differ by 1 in a cluster not seen: as exact pairs would say.
+            equivalence = max(equivalence, _tango_p(0, 0, groups, -margin))
     return Comparison(
         n=n,
         clusters=groups,
