@@ -20,6 +20,8 @@ from inazuma.report.provenance import provenance
 _FEW = 0.01
 """Up to this share of answers may be cut off without a word about it."""
 _CEILING = 0.98
+_ENOUGH = 20
+"""Documents; of fewer, the bootstrap's intervals are too narrow."""
 _SHOWN = 3
 _LONGEST = 600
 
@@ -70,6 +72,9 @@ def warnings(result: Mapping[str, Any], samples: Sequence[Sample]) -> list[str]:
             found.append(f"{task}: not shown to be above chance ({percent(score['chance'], 1)}).")
         if low > _CEILING:
             found.append(f"{task}: saturated; it cannot tell this model from a better one.")
+    for task, text in result.get("bits_per_byte", {}).items():
+        if text["documents"] < _ENOUGH:
+            found.append(f"{task}: {text['documents']} documents are too few for the interval to mean much.")
     return found
 
 

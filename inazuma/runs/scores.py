@@ -64,10 +64,12 @@ def _scores(lines: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, list[str | 
 
 @formula
 def sample_interval(figures: Figures, *, record: str, task: str, level: float = 0.95) -> list[float]:
-    """[low, high] of the score as scored: Wilson's for zeros and ones, else a bootstrap over clusters."""
+    """[low, high] of a score from 0 to 1, as scored: Wilson's for zeros and ones, else a bootstrap over clusters."""
     scores, clusters = _scores(answered(figures, record, task))
     if np.isin(scores, (0.0, 1.0)).all():
         return list(share_interval(scores, clusters, level))
+    if int(cluster_numbers(clusters, len(clusters)).max()) == 0:
+        return [0.0, 1.0]  # one cluster tells nothing of the spread
     return list(bootstrap_mean(scores, clusters, seed=SEED, level=level))
 
 
