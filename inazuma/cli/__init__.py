@@ -18,7 +18,7 @@ from inazuma.errors import RunError, UserError
 # fmt: off
 VERBS = (
     "data", "presets", "train", "generate", "chat", "serve", "convert", "inspect", "demo", "bench",
-    "verify", "reproduce", "contamination",
+    "eval", "compare", "contamination", "verify", "reproduce",
 )
 # fmt: on
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inazuma.runs import scores as scores  # its formulas are known once it is imported
 from inazuma.runs.ledger import check_ledger
 from inazuma.runs.run import Run
 from inazuma.runs.verify import Check, produce, verify

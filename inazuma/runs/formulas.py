@@ -23,6 +23,7 @@ import numpy as np
 
 from inazuma.errors import UserError
 from inazuma.files import read_json
+from inazuma.runs.intervals import bootstrap_ratio
 from inazuma.runs.lines import read_lines
 
 FORMULAS: dict[str, Callable[..., Any]] = {}
@@ -321,14 +322,8 @@ def bootstrap_interval(
                 raise UserError(f"{record} and {against}: document {name!r} is not the same in both")
         # The bytes are the same in numerator and denominator and cancel.
         numerator, denominator, offset = nats, np.array([theirs[name][0] for name in names], dtype=np.float64), 1.0
-    # The bit generator is named: its stream is fixed, whatever numpy's default becomes.
-    random = np.random.Generator(np.random.PCG64(seed))
-    draws = np.empty(resamples)
-    for i in range(resamples):
-        chosen = random.integers(0, len(names), size=len(names))
-        draws[i] = _ratio(float(numerator[chosen].sum()), float(denominator[chosen].sum())) - offset
-    tail = (1 - level) / 2
-    return np.quantile(draws, [tail, 1 - tail]).tolist()
+    low, high = bootstrap_ratio(numerator, denominator, seed=seed, level=level, resamples=resamples)
+    return [low - offset, high - offset]
 
 
 def _nats_and_bytes(
