@@ -43,7 +43,10 @@ def run_harness(
     Raises:
         UserError: unknown tasks, or tasks without a score from 0 to 1 for each sample.
     """
-    manager = TaskManager(include_path=include_path)
+    # To know its own tasks the harness reads thousands of files; where only a person's own are asked for, it need not.
+    manager = TaskManager(include_path=include_path, include_defaults=False)
+    if include_path is None or not all(manager.match_tasks([name]) for name in names):
+        manager = TaskManager(include_path=include_path)
     unknown = [name for name in names if not manager.match_tasks([name])]
     if unknown:
         raise UserError(f"{HARNESS}{unknown[0]}: lm-evaluation-harness {lm_eval.__version__} has no such task")

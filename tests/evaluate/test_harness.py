@@ -133,10 +133,15 @@ def test_an_address_that_fails_in_the_middle_is_asked_for_the_rest_only(tasks: s
     assert {sample.answer for sample in read_samples(tmp_path / "run")} == {"an iron key"}
 
 
-def test_mistakes_are_named(tasks: str, tmp_path: Path) -> None:
+@pytest.mark.slow  # the harness reads all its tasks to know that it has no such one
+def test_a_task_that_nobody_has(tasks: str, tmp_path: Path) -> None:
     model = Scripted(lambda prompt, limit: Reply("no", "stop"))
     with pytest.raises(UserError, match=r"lm-eval:nothing_like_it: lm-evaluation-harness \S+ has no such task"):
         evaluate(model, settings(tasks, "nothing_like_it"), tmp_path / "one")
+
+
+def test_an_address_has_no_likelihoods(tasks: str, tmp_path: Path) -> None:
+    model = Scripted(lambda prompt, limit: Reply("no", "stop"))
     with pytest.raises(UserError, match="need a checkpoint on this machine"):
         evaluate(model, settings(tasks, "tiny_choice"), tmp_path / "two")
 

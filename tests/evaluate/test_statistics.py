@@ -113,7 +113,7 @@ def rejected(found: list[Comparison]) -> float:
     return float(np.mean([one.p_value <= 0.05 for one in found]))
 
 
-SIMULATIONS = 400
+SIMULATIONS = 300
 NOISE = 3 * math.sqrt(0.05 * 0.95 / SIMULATIONS)
 
 
