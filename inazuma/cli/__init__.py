@@ -15,7 +15,20 @@ from collections.abc import Sequence
 import inazuma
 from inazuma.errors import RunError, UserError
 
-VERBS = ("data", "presets", "train", "generate", "chat", "serve", "convert", "inspect", "demo", "bench", "verify")
+VERBS = (
+    "data",
+    "presets",
+    "train",
+    "generate",
+    "chat",
+    "serve",
+    "convert",
+    "inspect",
+    "demo",
+    "bench",
+    "verify",
+    "audit",
+)
 
 _INTERRUPTED = 130
 """128 + SIGINT: what a shell reports of a program that this signal ended."""
