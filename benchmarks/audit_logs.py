@@ -41,7 +41,7 @@ def _lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
 # ------------------------------------------------------------------------------------------------------------ inazuma
 
 _STOPS = {"end": "stop", "context": "context", "length": "length", "filter": "content_filter", "unknown": "unknown"}
-_SAMPLE = ("item", "cluster", "outcome", "score", "prompt", "question", "target", "answer", "extracted", "choices",
+_SAMPLE = ("cluster", "outcome", "score", "prompt", "question", "target", "answer", "extracted", "choices",
            "repeat", "template", "prompt_tokens", "generated_tokens", "max_tokens", "prompt_tokens_dropped",
            "min_answer_tokens", "chance", "seed", "batch_size", "error", "witness")  # fmt: skip
 
@@ -53,8 +53,10 @@ def write_inazuma(log: Log, folder: Path) -> Path:
     run = Run.create(folder / log.path.name, command=["inazuma", "eval"], config=config, seeds=seeds)
     records, result = [], {}
     for task in log.tasks:
-        for at, sample in enumerate(task.samples):
-            record = {"task": task.name, "id": f"{task.name}/{at}", **{key: getattr(sample, key) for key in _SAMPLE}}
+        for sample in task.samples:
+            record = {"task": task.name, **{key: getattr(sample, key) for key in _SAMPLE}}
+            record["item"] = hashlib.sha256(f"{sample.item} {sample.question} {sample.target}".encode()).hexdigest()
+            record["id"] = sample.item
             record["stop_reason"] = None if sample.stop is None else _STOPS[sample.stop]
             record["outcome"] = sample.outcome or ("correct" if sample.score == 1 else "wrong")
             records.append({key: value for key, value in record.items() if value is not None})
@@ -124,7 +126,9 @@ def _lm_eval_sample(sample: Sample, at: int, task: Task, metric: str) -> dict[st
     else:
         choices = sample.choices or ()
         record["target"] = str(sample.gold)
-        record["arguments"] = {f"gen_args_{i}": {"arg_0": sample.prompt, "arg_1": f" {c}"} for i, c in enumerate(choices)}
+        record["arguments"] = {
+            f"gen_args_{i}": {"arg_0": sample.prompt, "arg_1": f" {c}"} for i, c in enumerate(choices)
+        }
         record["resps"] = [[["-1.0", "False"]] for _ in choices]
         record["filtered_resps"] = [["-1.0", "False"] for _ in choices]
     if sample.score is not None:
@@ -137,8 +141,18 @@ def _lm_eval_sample(sample: Sample, at: int, task: Task, metric: str) -> dict[st
 
 
 def write_inspect(log: Log, folder: Path, suffix: str = ".eval") -> Path:
-    from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalPlan, EvalResults, EvalScore, EvalSpec
-    from inspect_ai.log import EvalMetric, EvalScorer, write_eval_log
+    from inspect_ai.log import (
+        EvalConfig,
+        EvalDataset,
+        EvalLog,
+        EvalMetric,
+        EvalPlan,
+        EvalResults,
+        EvalScore,
+        EvalSpec,
+        write_eval_log,
+    )
+    from inspect_ai.log._log import EvalScorer  # public in the layout, exported nowhere
     from inspect_ai.model import GenerateConfig
 
     (task,) = log.tasks
@@ -312,7 +326,9 @@ def write_helm(log: Log, folder: Path) -> Path:
 def _helm_state(sample: Sample, model: str) -> dict[str, Any]:
     outputs = sample.choices or (sample.target or "",)
     gold = sample.gold if sample.choices else 0
-    references = [{"output": {"text": text}, "tags": ["correct"] if i == gold else []} for i, text in enumerate(outputs)]
+    references = [
+        {"output": {"text": text}, "tags": ["correct"] if i == gold else []} for i, text in enumerate(outputs)
+    ]
     reasons = {"end": "stop", "length": "length"}
     completion: dict[str, Any] = {"text": sample.answer or "", "logprob": 0.0, "tokens": []}
     completion["tokens"] = [{"text": "", "logprob": 0.0}] * (sample.generated_tokens or 0)
@@ -332,5 +348,3 @@ def _helm_state(sample: Sample, model: str) -> dict[str, Any]:
     if sample.choices:
         state["output_mapping"] = {chr(ord("A") + i): text for i, text in enumerate(sample.choices)}
     return state
-
-

@@ -22,14 +22,13 @@ from benchmarks.audit_simulated import (
     ability_for,
     choices,
     difficulties,
-    labels,
     log_of,
     pick,
     reported,
     respond,
     sums,
 )
-from inazuma.evaluate.audit.log import Sample, Score
+from inazuma.evaluate.audit.log import Sample
 
 Planter = Callable[[Random, Path, int], None]
 PLANTERS: dict[str, Planter] = {}
@@ -89,7 +88,9 @@ def prompt_truncated(random: Random, folder: Path, i: int) -> None:
     for at in some_of(random, n, share(random, 0.004, 0.9)):
         lost = int(random.integers(1, 4000))
         stop = "context" if form == "inspect" else "end"
-        samples[at] = wrong(samples[at], prompt_tokens_dropped=lost, stop=stop, answer="I see no question.", extracted=None)
+        samples[at] = wrong(
+            samples[at], prompt_tokens_dropped=lost, stop=stop, answer="I see no question.", extracted=None
+        )
     write(log_of(samples, form, model=pick(random, MODELS)), folder, form)
 
 
@@ -308,7 +309,9 @@ def no_interval(random: Random, folder: Path, i: int) -> None:
     form, n = FORMATS[i % len(FORMATS)], size(random, 15, 300)
     if i % 2:
         samples = good(random, n)
-        write(log_of(samples, form, model=pick(random, MODELS), score=reported(samples, form, stderr=False)), folder, form)
+        write(
+            log_of(samples, form, model=pick(random, MODELS), score=reported(samples, form, stderr=False)), folder, form
+        )
         return
     # A difference is claimed that so few items cannot show: two models that are equal or nearly so.
     gap = float(random.uniform(0.0, 0.03))

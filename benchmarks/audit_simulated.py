@@ -18,7 +18,17 @@ from inazuma.evaluate.audit.log import Log, Sample, Score, Task
 MODELS = ("acme/larch-1b", "acme/rowan-7b", "north/alder-3b", "meadow/hazel-13b", "local/yew-350m", "tarn/birch-2b")
 NAMES = ["Arvo", "Bela", "Cato", "Dara", "Edda", "Finn", "Gala", "Hugo", "Iris", "Juno", "Kuno", "Lara", "Milo", "Nora"]
 THINGS = ["lanterns", "anchors", "ribbons", "kettles", "marbles", "feathers", "buttons", "candles", "acorns", "shells"]
-PLACES = ["Tarnwick", "Oldmere", "Ravensby", "Highcombe", "Eastfold", "Millbrook", "Stonegate", "Fairwater", "Coldharbour"]
+PLACES = [
+    "Tarnwick",
+    "Oldmere",
+    "Ravensby",
+    "Highcombe",
+    "Eastfold",
+    "Millbrook",
+    "Stonegate",
+    "Fairwater",
+    "Coldharbour",
+]
 Random = np.random.Generator
 
 
@@ -61,7 +71,9 @@ def labels(random: Random, n: int, share: float = 0.5) -> list[Sample]:
         first, second = (b, a) if yes else (a, b)
         question = f"Record {i}: is {first} the larger number of {first} and {second}? Answer yes or no."
         options = ("yes", "no")
-        items.append(Sample(str(i), question=question, target="yes" if yes else "no", choices=options, gold=1 - int(yes)))
+        items.append(
+            Sample(str(i), question=question, target="yes" if yes else "no", choices=options, gold=1 - int(yes))
+        )
     return [replace(item, chance=0.5) for item in items]
 
 

@@ -53,11 +53,14 @@ class Sample:
     witness: bool | None = None
     """Whether a solution of the item was proven to exist."""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    content: str | None = None
+    """A hash of the item itself, where the log holds one: the same name may stand for another item elsewhere."""
     where: str = ""
 
     @property
     def key(self) -> tuple[str, int]:
-        return self.item, self.repeat
+        """What two logs are aligned by."""
+        return self.content or self.item, self.repeat
 
 
 @dataclass(frozen=True)

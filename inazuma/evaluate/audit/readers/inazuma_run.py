@@ -91,10 +91,11 @@ def _sample(record: dict[str, Any], where: str) -> Sample:
     choices = record.get("choices")
     stop = text(record.get("stop_reason"))
     return Sample(
-        item=str(required(record, "item", where)),
+        item=str(record.get("id") or required(record, "item", where)),
+        content=str(required(record, "item", where)),
         score=number(record.get("score")),
         outcome=outcome,
-        prompt=text(record.get("prompt")),
+        prompt=_prompt(record.get("prompt")),
         question=text(record.get("question")),
         target=text(record.get("target")),
         answer=text(record.get("answer")),
@@ -116,6 +117,13 @@ def _sample(record: dict[str, Any], where: str) -> Sample:
         witness=record.get("witness") if isinstance(record.get("witness"), bool) else None,
         where=where,
     )
+
+
+def _prompt(value: Any) -> str | None:
+    """The prompt as one text, also where it is a conversation."""
+    if isinstance(value, list):
+        return "\n".join(str(message.get("content", "")) for message in value if isinstance(message, dict))
+    return text(value)
 
 
 def _scores(folder: Path, tasks: set[str]) -> dict[str, list[Score]]:
