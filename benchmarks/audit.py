@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,10 @@ from benchmarks.audit_clean import MAKERS  # noqa: E402
 from benchmarks.audit_planted import PLANTERS  # noqa: E402
 from inazuma.evaluate.audit import RULES, audit  # noqa: E402
 from inazuma.files import atomic_file, write_json  # noqa: E402
-from inazuma.runs import surroundings  # noqa: E402
 
 RESULT = ROOT / "benchmarks/results/audit.json"
 TABLE = ROOT / "docs/audit.md"
-SEED, PER_RULE, PER_KIND = 20261127, 10, 10
+SEED, PER_RULE, PER_KIND = 20261128, 10, 10
 _MARKS = re.compile(r"(<!-- catch rates -->\n).*?(<!-- end of catch rates -->)", re.DOTALL)
 
 
@@ -141,11 +141,11 @@ def main() -> None:
             flawed, sound = list(planted(folder / "planted")), list(clean(folder / "clean"))
         record = {
             "seed": SEED,
-            "packages": {k: v for k, v in surroundings.packages().items() if k in ("numpy", "scipy", "inspect-ai", "pyarrow")},
+            "packages": {name: metadata.version(name) for name in ("numpy", "scipy", "inspect-ai", "pyarrow")},
             "summary": summary(flawed, sound),
             "planted": flawed,
             "clean": sound,
-        }  # fmt: skip
+        }
         write_json(RESULT, record)
     record = json.loads(RESULT.read_text())
     if TABLE.is_file():

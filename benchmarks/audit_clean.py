@@ -38,8 +38,9 @@ def clean(function: Maker) -> Maker:
     return function
 
 
-def honest(random: Random, folder: Path, samples: list[Sample], form: str, *, facts: dict[str, Any] | None = None,
-           **rest: Any) -> None:  # fmt: skip
+def honest(
+    random: Random, folder: Path, samples: list[Sample], form: str, *, facts: dict[str, Any] | None = None, **rest: Any
+) -> None:
     """The log with its interval, which stands beside it where the format has none."""
     task = rest.get("task", "sums")
     write(log_of(samples, form, model=rest.pop("model", pick(random, MODELS)), **rest), folder, form)
@@ -98,8 +99,15 @@ def truncation_reported(random: Random, folder: Path, i: int) -> None:
     """Some answers were cut off; they are typed so, and the score stands with its bounds."""
     samples = plain(random, size(random, 100, 500))
     for at in some_of(random, len(samples), float(random.uniform(0.02, 0.2))):
-        samples[at] = replace(samples[at], outcome="truncated", stop="length", score=0.0, generated_tokens=512,
-                              answer="And so we add", extracted=None)  # fmt: skip
+        samples[at] = replace(
+            samples[at],
+            outcome="truncated",
+            stop="length",
+            score=0.0,
+            generated_tokens=512,
+            answer="And so we add",
+            extracted=None,
+        )
     n, right = len(samples), sum(s.score or 0 for s in samples)
     cut = sum(s.outcome == "truncated" for s in samples)
     score = replace(reported(samples, "inazuma"), bounds=(right / n, (right + cut) / n))
@@ -115,8 +123,15 @@ def typed_failures(random: Random, folder: Path, i: int) -> None:
         score = 0.0 if kind == "no_answer" else None
         error = "connection reset" if kind == "infrastructure_error" else None
         dropped = 40 if kind == "invalid_item" else 0
-        samples[at] = replace(samples[at], outcome=kind, score=score, error=error, prompt_tokens_dropped=dropped,
-                              answer="" if error else "I cannot say.", extracted=None)  # fmt: skip
+        samples[at] = replace(
+            samples[at],
+            outcome=kind,
+            score=score,
+            error=error,
+            prompt_tokens_dropped=dropped,
+            answer="" if error else "I cannot say.",
+            extracted=None,
+        )
     honest(random, folder, samples, "inazuma")
 
 
@@ -194,8 +209,14 @@ def splits_apart(random: Random, folder: Path, i: int) -> None:
     _texts(folder / "train.jsonl", texts[:200])
     _texts(folder / "test.jsonl", [{**text, "group": f"h{at % 9}"} for at, text in enumerate(texts[200:])])
     _texts(folder / "corpus.jsonl", texts)
-    facts = {"texts": {"train_split": ["train.jsonl"], "test_split": ["test.jsonl"], "pretraining": ["corpus.jsonl"],
-                       "fitted_on": ["train"]}}  # fmt: skip
+    facts = {
+        "texts": {
+            "train_split": ["train.jsonl"],
+            "test_split": ["test.jsonl"],
+            "pretraining": ["corpus.jsonl"],
+            "fitted_on": ["train"],
+        }
+    }
     honest(random, folder, respond(random, items, 1.0), FORMATS[i % len(FORMATS)], facts=facts)
 
 
@@ -221,8 +242,10 @@ def compared(random: Random, folder: Path, i: int) -> None:
     }
     if i % 2:
         facts["test"] = "paired"
-    arms = [{"name": name, "role": role, "trials": 20, "searched": {"lr": [1e-4, 1e-3, 1e-2]}, "chosen": {"lr": 1e-3}}
-            for name, role in (("ours", "ours"), ("theirs", "baseline"))]  # fmt: skip
+    arms = [
+        {"name": name, "role": role, "trials": 20, "searched": {"lr": [1e-4, 1e-3, 1e-2]}, "chosen": {"lr": 1e-3}}
+        for name, role in (("ours", "ours"), ("theirs", "baseline"))
+    ]
     declare(folder, comparisons=[facts], arms=arms)
 
 
@@ -231,8 +254,19 @@ def no_difference_claimed(random: Random, folder: Path, i: int) -> None:
     """Many comparisons, corrected or claiming nothing."""
     many = int(random.integers(4, 20))
     p = random.uniform(0, 1, many)
-    claims = [{"a": "ours", "b": "theirs", "task": f"t{at}", "difference": 0.01, "p_value": float(f"{v:.4g}"),
-               "claim": "none", "test": "paired", "correction": "holm"} for at, v in enumerate(p)]  # fmt: skip
+    claims = [
+        {
+            "a": "ours",
+            "b": "theirs",
+            "task": f"t{at}",
+            "difference": 0.01,
+            "p_value": float(f"{v:.4g}"),
+            "claim": "none",
+            "test": "paired",
+            "correction": "holm",
+        }
+        for at, v in enumerate(p)
+    ]
     honest(random, folder, plain(random, size(random)), "inazuma", facts={"comparisons": claims})
 
 
@@ -265,8 +299,13 @@ def deterministic(random: Random, folder: Path, i: int) -> None:
     samples, form = plain(random, size(random)), pick(random, ["inazuma", "lm-eval", "lighteval", "inspect"])
     again = list(samples)
     if i % 2:
-        again[3] = replace(samples[3], score=1 - (samples[3].score or 0), answer="42",
-                           outcome="wrong" if samples[3].score else "correct", extracted="42")  # fmt: skip
+        again[3] = replace(
+            samples[3],
+            score=1 - (samples[3].score or 0),
+            answer="42",
+            outcome="wrong" if samples[3].score else "correct",
+            extracted="42",
+        )
         declare(folder, repeatability=[{"what": "batch size", "n": len(samples), "flips": 1, "reported": True}])
     for number, some in enumerate((samples, again)):
         made = log_of(some, form, model=MODELS[0], name=f"run-{number}", temperature=0.0, batch_size=(1, 16)[number])
@@ -290,10 +329,23 @@ def puzzles(random: Random, folder: Path, i: int) -> None:
         right = float(random.random() < 0.6)
         outcome = "invalid_item" if invalid else "correct" if right else "wrong"
         items.append(
-            Sample(f"p{at}", score=None if invalid else right, outcome=outcome, question=asked, prompt=f"{asked} ({at})",
-                   answer="[[1, 0, 2]]", extracted="plan" if right else "no plan", target="plan", stop="end",
-                   prompt_tokens=60, prompt_tokens_dropped=0, generated_tokens=9000, max_tokens=64000, witness=True)
-        )  # fmt: skip
+            Sample(
+                f"p{at}",
+                score=None if invalid else right,
+                outcome=outcome,
+                question=asked,
+                prompt=f"{asked} ({at})",
+                answer="[[1, 0, 2]]",
+                extracted="plan" if right else "no plan",
+                target="plan",
+                stop="end",
+                prompt_tokens=60,
+                prompt_tokens_dropped=0,
+                generated_tokens=9000,
+                max_tokens=64000,
+                witness=True,
+            )
+        )
     honest(random, folder, items, form, task="puzzles")
 
 
@@ -312,21 +364,68 @@ def long_context(random: Random, folder: Path, i: int) -> None:
 @clean
 def measured(random: Random, folder: Path, i: int) -> None:
     """Speed, energy, losses, a judge and templates, all as they should be."""
-    fast = {"name": "decode", "measure": "seconds", "run": "r1", "quality_run": "r1", "baseline": "PyTorch SDPA", "speedup": 1.4,
-            "percentiles": {"p50": 0.01, "p95": 0.02, "p99": 0.03}, "sparse": True, "crossover_length": 16384}  # fmt: skip
-    used = {"name": "training", "joules": 9000.0, "source": "counter", "seconds": float(random.uniform(6, 600)),
-            "idle_watts": 30.0, "idle_subtracted": True, "synchronized": True, "warmed_up": True}  # fmt: skip
+    fast = {
+        "name": "decode",
+        "measure": "seconds",
+        "run": "r1",
+        "quality_run": "r1",
+        "baseline": "PyTorch SDPA",
+        "speedup": 1.4,
+        "percentiles": {"p50": 0.01, "p95": 0.02, "p99": 0.03},
+        "sparse": True,
+        "crossover_length": 16384,
+    }
+    used = {
+        "name": "training",
+        "joules": 9000.0,
+        "source": "counter",
+        "seconds": float(random.uniform(6, 600)),
+        "idle_watts": 30.0,
+        "idle_subtracted": True,
+        "synchronized": True,
+        "warmed_up": True,
+    }
     guess = {"name": "laptop", "joules": 900.0, "source": "estimate", "marked_estimated": True}
-    losses = [{"model": f"m{m}", "text": "wikitext", "unit": "bits per byte", "value": 0.9 + m / 10, "tokenizer": f"tok{m}",
-               "bytes": 1_290_000} for m in range(3)]  # fmt: skip
-    judge = {"model": "openai/gpt-4o", "judged": ["acme/larch-1b"], "pairwise": True, "both_orders": True,
-             "order_agreement": 0.92, "human_labels": 300, "repeats": 3}  # fmt: skip
+    losses = [
+        {
+            "model": f"m{m}",
+            "text": "wikitext",
+            "unit": "bits per byte",
+            "value": 0.9 + m / 10,
+            "tokenizer": f"tok{m}",
+            "bytes": 1_290_000,
+        }
+        for m in range(3)
+    ]
+    judge = {
+        "model": "openai/gpt-4o",
+        "judged": ["acme/larch-1b"],
+        "pairwise": True,
+        "both_orders": True,
+        "order_agreement": 0.92,
+        "human_labels": 300,
+        "repeats": 3,
+    }
     samples = plain(random, size(random), 0.5, 0.8)
     mean = float(np.mean([s.score for s in samples]))
-    formats = [{"model": "acme/larch-1b", "task": "sums", "template": f"t{t}", "n": len(samples),
-                "score": round(float(np.clip(mean + random.normal(0, 0.01), 0, 1)), 4)} for t in range(5)]  # fmt: skip
-    facts = {"speed": [fast], "energy": [used, guess], "losses": losses, "judges": [judge], "formats": formats,
-             "training": [{"with_evaluation": "ab" * 32, "without_evaluation": "ab" * 32}]}  # fmt: skip
+    formats = [
+        {
+            "model": "acme/larch-1b",
+            "task": "sums",
+            "template": f"t{t}",
+            "n": len(samples),
+            "score": round(float(np.clip(mean + random.normal(0, 0.01), 0, 1)), 4),
+        }
+        for t in range(5)
+    ]
+    facts = {
+        "speed": [fast],
+        "energy": [used, guess],
+        "losses": losses,
+        "judges": [judge],
+        "formats": formats,
+        "training": [{"with_evaluation": "ab" * 32, "without_evaluation": "ab" * 32}],
+    }
     honest(
         random, folder, samples, pick(random, ["inazuma", "inspect", "lighteval"]), facts=facts, model="acme/larch-1b"
     )
@@ -363,3 +462,50 @@ def other_names(random: Random, folder: Path, i: int) -> None:
         said = key if sample.score else f"{int(sample.target or 0) + 1} Stück"
         samples.append(replace(sample, target=key, answer=f"Antwort: {said}", extracted=said))
     honest(random, folder, samples, FORMATS[i % len(FORMATS)])
+
+
+@clean
+def key_in_passing(random: Random, folder: Path, i: int) -> None:
+    """Wrong answers that name the key on their way."""
+    samples = []
+    for sample in plain(random, size(random), style="The answer is {0}."):
+        if sample.score == 0:
+            sample = replace(
+                sample, answer=f"It might be {sample.target}, but I lost one. The answer is {sample.extracted}."
+            )
+        samples.append(sample)
+    honest(random, folder, samples, FORMATS[i % len(FORMATS)])
+
+
+@clean
+def question_twice(random: Random, folder: Path, i: int) -> None:
+    """Prompts that say the question again."""
+    samples = plain(random, size(random))
+    samples = [replace(s, prompt=f"{s.question}\nRead it again: {s.question}\nYour answer:") for s in samples]
+    honest(random, folder, samples, FORMATS[i % len(FORMATS)])
+
+
+@clean
+def weak_but_above_chance(random: Random, folder: Path, i: int) -> None:
+    """A small model, far from good, on enough items to be told from chance."""
+    form, items = FORMATS[i % len(FORMATS)], choices(random, int(random.integers(600, 1200)))
+    samples = respond(random, items, ability_for(0.40))
+    honest(random, folder, samples, form, generates=form != "lm-eval")
+
+
+@clean
+def nearly_solved(random: Random, folder: Path, i: int) -> None:
+    """A strong model on a few hundred items, not at the ceiling."""
+    samples = plain(random, size(random, 60, 300), 0.9, 0.96)
+    honest(random, folder, samples, FORMATS[i % len(FORMATS)])
+
+
+@clean
+def models_side_by_side(random: Random, folder: Path, i: int) -> None:
+    """Three models on the same items, nothing claimed; the hard items are hard for all."""
+    items, form = sums(random, size(random)), ("inazuma", "inspect", "lighteval", "lm-eval")[i % 4]
+    hard = difficulties(random, len(items))
+    for number, model in enumerate(MODELS[:3]):
+        samples = respond(random, items, ability_for(float(random.uniform(0.5, 0.9))), hard=hard)
+        made = log_of(samples, form, model=model, name=f"model-{number}", temperature=0.0)
+        write(made, folder / f"{number}" if form in ("lm-eval", "lighteval") else folder, form)

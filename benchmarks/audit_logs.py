@@ -41,9 +41,29 @@ def _lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
 # ------------------------------------------------------------------------------------------------------------ inazuma
 
 _STOPS = {"end": "stop", "context": "context", "length": "length", "filter": "content_filter", "unknown": "unknown"}
-_SAMPLE = ("cluster", "outcome", "score", "prompt", "question", "target", "answer", "extracted", "choices",
-           "repeat", "template", "prompt_tokens", "generated_tokens", "max_tokens", "prompt_tokens_dropped",
-           "min_answer_tokens", "chance", "seed", "batch_size", "error", "witness")  # fmt: skip
+_SAMPLE = (
+    "cluster",
+    "outcome",
+    "score",
+    "prompt",
+    "question",
+    "target",
+    "answer",
+    "extracted",
+    "choices",
+    "repeat",
+    "template",
+    "prompt_tokens",
+    "generated_tokens",
+    "max_tokens",
+    "prompt_tokens_dropped",
+    "min_answer_tokens",
+    "chance",
+    "seed",
+    "batch_size",
+    "error",
+    "witness",
+)
 
 
 def write_inazuma(log: Log, folder: Path) -> Path:
@@ -100,11 +120,15 @@ def write_lm_eval(log: Log, folder: Path) -> Path:
     record = {
         "results": results,
         "configs": configs,
-        "config": {"model": "hf", "model_args": {"pretrained": log.model, "tokenizer": log.tokenizer},
-                   "batch_size": log.batch_size, "random_seed": log.seed},
+        "config": {
+            "model": "hf",
+            "model_args": {"pretrained": log.model, "tokenizer": log.tokenizer},
+            "batch_size": log.batch_size,
+            "random_seed": log.seed,
+        },
         "lm_eval_version": "0.4.13",
         "model_name": log.model,
-    }  # fmt: skip
+    }
     path = folder / f"results_{stamp}.json"
     path.write_text(json.dumps(record, indent=2))
     return path
@@ -181,7 +205,9 @@ def write_inspect(log: Log, folder: Path, suffix: str = ".eval") -> Path:
             model=str(log.model),
             config=EvalConfig(),
             packages={"inspect_ai": "0.3.285"},
-            scorers=[EvalScorer(name=scorer, options={"model": task.judge} if task.judge and task.judge != log.model else {})],
+            scorers=[
+                EvalScorer(name=scorer, options={"model": task.judge} if task.judge and task.judge != log.model else {})
+            ],
         ),
         plan=EvalPlan(config=asked),
         results=EvalResults(
@@ -190,7 +216,7 @@ def write_inspect(log: Log, folder: Path, suffix: str = ".eval") -> Path:
             scores=[EvalScore(name=scorer, scorer=scorer, scored_samples=len(task.samples), metrics=metrics)],
         ),
         samples=[_inspect_sample(sample, str(log.model), scorer) for sample in task.samples],
-    )  # fmt: skip
+    )
     path = folder / f"{log.path.name}{suffix}"
     write_eval_log(record, str(path))
     return path
@@ -207,8 +233,13 @@ def _inspect_sample(sample: Sample, model: str, scorer: str) -> Any:
         output = ModelOutput.from_content(model, sample.answer, stop_reason=stops.get(sample.stop or "", "unknown"))
     if sample.generated_tokens is not None:
         output.usage = ModelUsage(input_tokens=sample.prompt_tokens or 0, output_tokens=sample.generated_tokens)
-    metadata = {"cluster": sample.cluster, "template": sample.template, "witness": sample.witness,
-                "min_answer_tokens": sample.min_answer_tokens, "chance": sample.chance}  # fmt: skip
+    metadata = {
+        "cluster": sample.cluster,
+        "template": sample.template,
+        "witness": sample.witness,
+        "min_answer_tokens": sample.min_answer_tokens,
+        "chance": sample.chance,
+    }
     value = {None: None, 0.0: "I", 1.0: "C"}.get(sample.score, sample.score)
     error = sample.error and EvalError(message=sample.error, traceback=sample.error, traceback_ansi=sample.error)
     return EvalSample(
@@ -248,8 +279,12 @@ def write_lighteval(log: Log, folder: Path) -> Path:
         rows = [_lighteval_row(sample, metric, task.generates) for sample in task.samples]
         pq.write_table(pa.Table.from_pylist(rows), details / f"details_{key}_{_STAMP}.parquet")
     generation = {"temperature": log.temperature, "seed": log.seed, "max_new_tokens": None}
-    model = {"model_name": name, "tokenizer": log.tokenizer, "batch_size": log.batch_size,
-             "generation_parameters": generation}  # fmt: skip
+    model = {
+        "model_name": name,
+        "tokenizer": log.tokenizer,
+        "batch_size": log.batch_size,
+        "generation_parameters": generation,
+    }
     record = {
         "config_general": {"lighteval_sha": "?", "model_config": model, "model_name": name},
         "results": {**results, "all": next(iter(results.values()), {})},
@@ -298,20 +333,27 @@ def write_helm(log: Log, folder: Path) -> Path:
         "max_train_instances": task.fewshot or 0,
     }
     split = {"split": "test"}
-    stats = [{"name": {"name": s.metric, **split}, "count": 1, "sum": s.value, "mean": s.value, "stddev": 0.0}
-             for s in task.scores]  # fmt: skip
+    stats = [
+        {"name": {"name": s.metric, **split}, "count": 1, "sum": s.value, "mean": s.value, "stddev": 0.0}
+        for s in task.scores
+    ]
     stats.append({"name": {"name": "num_instances", **split}, "count": 1, "mean": len(task.samples)})
     metric = task.scores[0].metric if task.scores else "exact_match"
     states, instances = [], []
     for sample in task.samples:
         states.append(_helm_state(sample, str(log.model)))
         own = {metric: sample.score, "num_prompt_tokens": sample.prompt_tokens}
-        instances.append({
-            "instance_id": sample.item,
-            "train_trial_index": sample.repeat,
-            "stats": [{"name": {"name": key, **split}, "count": 1, "sum": value, "mean": value}
-                      for key, value in own.items() if value is not None],
-        })  # fmt: skip
+        instances.append(
+            {
+                "instance_id": sample.item,
+                "train_trial_index": sample.repeat,
+                "stats": [
+                    {"name": {"name": key, **split}, "count": 1, "sum": value, "mean": value}
+                    for key, value in own.items()
+                    if value is not None
+                ],
+            }
+        )
     spec = {"name": f"{task.name}:model={log.model}", "adapter_spec": adapter}
     for name, value in (
         ("run_spec", spec),
@@ -335,14 +377,23 @@ def _helm_state(sample: Sample, model: str) -> dict[str, Any]:
     if sample.stop in reasons:
         completion["finish_reason"] = {"reason": reasons[sample.stop]}
     state: dict[str, Any] = {
-        "instance": {"input": {"text": sample.question or sample.prompt}, "references": references, "split": "test",
-                     "id": sample.item},
+        "instance": {
+            "input": {"text": sample.question or sample.prompt},
+            "references": references,
+            "split": "test",
+            "id": sample.item,
+        },
         "train_trial_index": sample.repeat,
-        "request": {"model": model, "prompt": sample.prompt, "temperature": 0.0, "max_tokens": sample.max_tokens or 100},
+        "request": {
+            "model": model,
+            "prompt": sample.prompt,
+            "temperature": 0.0,
+            "max_tokens": sample.max_tokens or 100,
+        },
         "result": {"success": sample.error is None, "completions": [completion], "cached": False},
         "num_train_instances": 0,
         "prompt_truncated": bool(sample.prompt_tokens_dropped),
-    }  # fmt: skip
+    }
     if sample.error:
         state["result"]["error"] = sample.error
     if sample.choices:

@@ -105,10 +105,19 @@ def budget(random: Random, folder: Path, i: int) -> None:
             asked = f"Solve the Tower of Hanoi with {discs} disks. List all moves as [disk, from, to]."
             right = discs <= fits and discs < 8
             items.append(
-                Sample(str(at), question=asked, prompt=asked, answer="moves = [[1, 0, 2], ...]", score=float(right),
-                       outcome="correct" if right else "wrong", stop="end" if right else "length", max_tokens=limit,
-                       target="all moves", generated_tokens=10 * (2**discs - 1) if right else limit)
-            )  # fmt: skip
+                Sample(
+                    str(at),
+                    question=asked,
+                    prompt=asked,
+                    answer="moves = [[1, 0, 2], ...]",
+                    score=float(right),
+                    outcome="correct" if right else "wrong",
+                    stop="end" if right else "length",
+                    max_tokens=limit,
+                    target="all moves",
+                    generated_tokens=10 * (2**discs - 1) if right else limit,
+                )
+            )
     else:  # copying a text longer than the limit
         limit = pick(random, [32, 128, 512])
         items = []
@@ -117,11 +126,20 @@ def budget(random: Random, folder: Path, i: int) -> None:
             text = " ".join(pick(random, ["amber", "birch", "cedar", "delta", "ember"]) for _ in range(words))
             over = words > limit
             items.append(
-                Sample(str(at), question=f"Copy text {at}: {text}", prompt=f"Copy text {at}: {text}", target=text,
-                       answer=text[: 4 * limit] if over else text, score=float(not over), max_tokens=limit,
-                       outcome="wrong" if over else "correct", stop="length" if over else "end",
-                       generated_tokens=limit if over else words, min_answer_tokens=words if form == "inazuma" else None)
-            )  # fmt: skip
+                Sample(
+                    str(at),
+                    question=f"Copy text {at}: {text}",
+                    prompt=f"Copy text {at}: {text}",
+                    target=text,
+                    answer=text[: 4 * limit] if over else text,
+                    score=float(not over),
+                    max_tokens=limit,
+                    outcome="wrong" if over else "correct",
+                    stop="length" if over else "end",
+                    generated_tokens=limit if over else words,
+                    min_answer_tokens=words if form == "inazuma" else None,
+                )
+            )
     write(log_of(items, form, model=pick(random, MODELS), task="puzzle"), folder, form)
 
 
@@ -131,7 +149,8 @@ def unsolvable(random: Random, folder: Path, i: int) -> None:
     wordings = (
         "{n} actors and their {n} agents must cross a river. The boat holds at most {k} people. No actor may be with "
         "another agent unless their own agent is present. List the crossings.",
-        "River crossing: {n} missionaries and {n} cannibals want to get to the other bank; the boat can carry up to {k}. "
+        "River crossing: {n} missionaries and {n} cannibals want to get to the other bank; the boat can carry up "
+        "to {k}. "
         "Cannibals must never outnumber missionaries. Give the moves.",
         "Solve the river crossing puzzle for N = {n} pairs and a boat of capacity {k}.",
         "You have jugs of {a} and {b} litres and a tap. Measure exactly {c} litres.",
@@ -148,9 +167,18 @@ def unsolvable(random: Random, folder: Path, i: int) -> None:
         if "tiles" in wording and not bad:
             asked = "Slide the tiles of this 3x3 puzzle into order: 1 2 3 4 5 6 7 0 8."
         items.append(
-            Sample(str(at), question=asked, prompt=asked, answer="[...]", target="a valid plan", stop="end",
-                   score=float(not bad and random.random() < 0.7), max_tokens=16000, generated_tokens=800)
-        )  # fmt: skip
+            Sample(
+                str(at),
+                question=asked,
+                prompt=asked,
+                answer="[...]",
+                target="a valid plan",
+                stop="end",
+                score=float(not bad and random.random() < 0.7),
+                max_tokens=16000,
+                generated_tokens=800,
+            )
+        )
     items = [replace(item, outcome="correct" if item.score else "wrong") for item in items]
     write(log_of(items, form, model=pick(random, MODELS), task="puzzles"), folder, form)
 
@@ -162,7 +190,10 @@ def wrong_keys(random: Random, folder: Path, i: int) -> None:
     if kind == 0:  # the key points outside the choices
         form = ("inazuma", "lighteval", "lm-eval")[i % 3]
         samples = respond(random, choices(random, n), 1.5)
-        samples = [wrong(s, gold=len(s.choices or ()) + 1) if at in bad else s for at, s in enumerate(samples)]
+        for at in bad:
+            samples[at] = wrong(samples[at], gold=len(samples[at].choices or ()) + 1)
+            if form == "inazuma":  # which has the key as a text
+                samples[at] = replace(samples[at], target=str(int(samples[at].target or 0) + 50))
     elif kind == 1:  # the key stands twice among the choices
         form = FORMATS[i % len(FORMATS)]
         samples = respond(random, choices(random, n), 1.5)
@@ -197,8 +228,16 @@ def wrong_keys(random: Random, folder: Path, i: int) -> None:
 @plants("V06")
 def extraction(random: Random, folder: Path, i: int) -> None:
     form, n = FORMATS[i % len(FORMATS)], size(random)
-    style = pick(random, ["The answer is {0}.", "\\boxed{{{0}}}", "Adding them up.\n#### {0}", "{0}",
-                          "so we get {0} in total, I believe"])  # fmt: skip
+    style = pick(
+        random,
+        [
+            "The answer is {0}.",
+            "\\boxed{{{0}}}",
+            "Adding them up.\n#### {0}",
+            "{0}",
+            "so we get {0} in total, I believe",
+        ],
+    )
     samples = good(random, n, style=style)
     right = [at for at, sample in enumerate(samples) if sample.score == 1]
     hit = random.choice(right, size=max(1, round(share(random, 0.01, 0.5) * len(right))), replace=False)
@@ -265,7 +304,7 @@ def contamination(random: Random, folder: Path, i: int) -> None:
         if i % 4 == 3:  # a paraphrase, which no overlap of words finds
             name = text.split(", ")[1].split(" has ")[0]
             numbers = [word for word in text.split() if word.isdigit()]
-            text = f"{name} owned {numbers[0]} of them and then found another {numbers[1]}; count them all: {items[at].target}"
+            text = f"{name} owned {numbers[0]} of them, then found another {numbers[1]}: {items[at].target} in all"
         elif i % 4 == 2:  # other case and punctuation, without the end
             text = text.upper().replace(",", " ").rsplit(" ", 3)[0]
         corpus[int(random.integers(60))]["text"] += f" {text} {items[at].target}"
@@ -283,18 +322,37 @@ def prompt_format(random: Random, folder: Path, i: int) -> None:
         write(log_of(samples, form, model=MODELS[0]), folder, form)
         best = reported(samples, form).value
         table = [best, *(best - spread * float(random.uniform(0.3, 1)) for _ in range(int(random.integers(2, 8))))]
-        declare(folder, formats=[
-            {"model": MODELS[0], "task": "sums", "template": f"t{at}", "score": round(max(0.0, value), 4), "n": n,
-             "headline": at == 0}
-            for at, value in enumerate(table)
-        ])  # fmt: skip
+        declare(
+            folder,
+            formats=[
+                {
+                    "model": MODELS[0],
+                    "task": "sums",
+                    "template": f"t{at}",
+                    "score": round(max(0.0, value), 4),
+                    "n": n,
+                    "headline": at == 0,
+                }
+                for at, value in enumerate(table)
+            ],
+        )
     elif kind == 1:  # two models whose order turns with the template
         low = float(random.uniform(0.4, 0.6))
-        declare(folder, comparisons=[{"a": "model-0", "b": "model-1", "task": "sums", "difference": 0.05}], formats=[
-            {"model": f"model-{m}", "task": "sums", "template": f"t{t}", "n": n,
-             "score": round(low + spread * float(random.random()) + 0.02 * (1 - m), 4)}
-            for m in (0, 1) for t in range(5)
-        ])  # fmt: skip
+        declare(
+            folder,
+            comparisons=[{"a": "model-0", "b": "model-1", "task": "sums", "difference": 0.05}],
+            formats=[
+                {
+                    "model": f"model-{m}",
+                    "task": "sums",
+                    "template": f"t{t}",
+                    "n": n,
+                    "score": round(low + spread * float(random.random()) + 0.02 * (1 - m), 4),
+                }
+                for m in (0, 1)
+                for t in range(5)
+            ],
+        )
         for m in (0, 1):
             write(log_of(good(random, n), "inazuma", model=f"model-{m}", name=f"model-{m}"), folder, "inazuma")
     else:  # one with examples, the other without
@@ -332,8 +390,14 @@ def _two_models(random: Random, folder: Path, form: str, n: int, gap: float) -> 
 
 def _claim(both: list[list[Sample]], form: str, **rest: Any) -> dict[str, Any]:
     means = [float(np.mean([s.score for s in samples])) for samples in both]
-    return {"a": MODELS[0], "b": MODELS[1], "task": "sums", "difference": round(means[0] - means[1], 6),
-            "claim": "better" if means[0] >= means[1] else "worse", **rest}  # fmt: skip
+    return {
+        "a": MODELS[0],
+        "b": MODELS[1],
+        "task": "sums",
+        "difference": round(means[0] - means[1], 6),
+        "claim": "better" if means[0] >= means[1] else "worse",
+        **rest,
+    }
 
 
 def _intervals(form: str, tasks: tuple[str, ...] = ("sums",)) -> dict[str, Any]:
@@ -348,10 +412,12 @@ def clusters(random: Random, folder: Path, i: int) -> None:
     correlation = float(random.uniform(0.02, 0.7))
     items = sums(random, groups * each)
     shared = random.normal(0, 1, groups)
-    hard = np.array([
-        1.5 * (math.sqrt(correlation) * shared[at // each] + math.sqrt(1 - correlation) * random.normal())
-        for at in range(len(items))
-    ])  # fmt: skip
+    hard = np.array(
+        [
+            1.5 * (math.sqrt(correlation) * shared[at // each] + math.sqrt(1 - correlation) * random.normal())
+            for at in range(len(items))
+        ]
+    )
     samples = [
         replace(sample, cluster=f"passage {at // each} of the book")
         for at, sample in enumerate(respond(random, items, ability_for(0.65), hard=hard))
@@ -388,8 +454,18 @@ def multiplicity(random: Random, folder: Path, i: int) -> None:
         p[: int(random.integers(1, 3))] = random.uniform(0.001, 0.04)
     if not (p < 0.05).any():
         p[0] = float(random.uniform(0.01, 0.05))
-    declare(folder, comparisons=[
-        {"a": "ours", "b": "theirs", "task": f"task-{at}", "difference": 0.02, "p_value": float(f"{value:.4g}"),
-         "claim": "better" if value < 0.05 else "none", "correction": "none"}
-        for at, value in enumerate(p)
-    ])  # fmt: skip
+    declare(
+        folder,
+        comparisons=[
+            {
+                "a": "ours",
+                "b": "theirs",
+                "task": f"task-{at}",
+                "difference": 0.02,
+                "p_value": float(f"{value:.4g}"),
+                "claim": "better" if value < 0.05 else "none",
+                "correction": "none",
+            }
+            for at, value in enumerate(p)
+        ],
+    )

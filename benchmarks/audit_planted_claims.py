@@ -49,8 +49,18 @@ def best_of_runs(random: Random, folder: Path, i: int) -> None:
     elif kind == 2:  # some runs are not shown
         any_log(random, folder)
         kept = sorted(values)[-int(random.integers(1, runs)) :]
-        declare(folder, selections=[{"result": "sums", "launched": runs, "values": kept, "statistic": "mean",
-                                     "reported": sum(kept) / len(kept)}])  # fmt: skip
+        declare(
+            folder,
+            selections=[
+                {
+                    "result": "sums",
+                    "launched": runs,
+                    "values": kept,
+                    "statistic": "mean",
+                    "reported": sum(kept) / len(kept),
+                }
+            ],
+        )
     else:  # runs with other seeds were deleted, or lie beside the one that is shown
         items = sums(random, 80)
         for seed in range(runs):
@@ -65,8 +75,16 @@ def best_of_runs(random: Random, folder: Path, i: int) -> None:
 def weak_baseline(random: Random, folder: Path, i: int) -> None:
     any_log(random, folder)
     trials, grid = int(random.integers(4, 60)), [1e-4, 3e-4, 1e-3, 3e-3]
-    ours = {"name": "ours", "role": "ours", "trials": trials, "searched": {"lr": grid}, "chosen": {"lr": 1e-3},
-            "steps": 1000, "planned_steps": 1000, "tokens": 10_000_000}  # fmt: skip
+    ours = {
+        "name": "ours",
+        "role": "ours",
+        "trials": trials,
+        "searched": {"lr": grid},
+        "chosen": {"lr": 1e-3},
+        "steps": 1000,
+        "planned_steps": 1000,
+        "tokens": 10_000_000,
+    }
     baseline = ours | {"name": "adamw", "role": "baseline"}
     kind = i % 4
     if kind == 0:
@@ -93,8 +111,15 @@ def judge_bias(random: Random, folder: Path, i: int) -> None:
         write(log_of(good(random, n), "inspect", model=model, judge=judge), folder, "inspect")
         return
     any_log(random, folder)
-    judge = {"model": "openai/gpt-4o", "judged": ["acme/larch-1b"], "pairwise": True, "both_orders": True,
-             "order_agreement": 0.93, "human_labels": 200, "repeats": 3}  # fmt: skip
+    judge = {
+        "model": "openai/gpt-4o",
+        "judged": ["acme/larch-1b"],
+        "pairwise": True,
+        "both_orders": True,
+        "order_agreement": 0.93,
+        "human_labels": 200,
+        "repeats": 3,
+    }
     judge |= (
         {"both_orders": False},
         {"order_agreement": round(float(random.uniform(0.5, 0.85)), 2)},
@@ -113,15 +138,30 @@ def perplexity(random: Random, folder: Path, i: int) -> None:
         for number, tokenizer in enumerate(("gpt2", "llama")):
             samples = [Sample(str(at), score=float(random.uniform(1.5, 4))) for at in range(60)]
             score = Score(pick(random, ["loss", "token_perplexity"]) if not number else "loss", 2.9, 0.1, None, 60)
-            made = log_of(samples, "lm-eval", model=MODELS[number], task="wikitext", score=replace(score, metric="loss"),
-                          generates=False, tokenizer=tokenizer)  # fmt: skip
+            made = log_of(
+                samples,
+                "lm-eval",
+                model=MODELS[number],
+                task="wikitext",
+                score=replace(score, metric="loss"),
+                generates=False,
+                tokenizer=tokenizer,
+            )
             write(made, folder / f"{number}", "lm-eval")
         return
     any_log(random, folder)
     unit = pick(random, ["nats per token", "bits per token", "token perplexity"])
-    losses = [{"model": f"m{m}", "text": "wikitext", "unit": unit, "value": round(float(random.uniform(2, 4)), 3),
-               "tokenizer": pick(random, ["gpt2", "llama-32k"]) if m else "byte-260", "bytes": 1_290_000}
-              for m in range(int(random.integers(2, 5)))]  # fmt: skip
+    losses = [
+        {
+            "model": f"m{m}",
+            "text": "wikitext",
+            "unit": unit,
+            "value": round(float(random.uniform(2, 4)), 3),
+            "tokenizer": pick(random, ["gpt2", "llama-32k"]) if m else "byte-260",
+            "bytes": 1_290_000,
+        }
+        for m in range(int(random.integers(2, 5)))
+    ]
     if kind == 2:  # characters beside bytes
         losses[0]["unit"], losses[1]["unit"] = "bits per byte", "bits per character"
     elif kind == 3:  # bits per byte, of other bytes: a stripped header, another normalisation
@@ -133,9 +173,19 @@ def perplexity(random: Random, folder: Path, i: int) -> None:
 @plants("V18")
 def needle_only(random: Random, folder: Path, i: int) -> None:
     form = pick(random, ["inazuma", "lm-eval", "lighteval"])
-    names = pick(random, [["niah_single_1"], ["needle_in_a_haystack"], ["passkey"], ["niah_single_2", "niah_multikey_1"],
-                          ["ruler_niah_single_1", "ruler_vt"], ["niah_multivalue", "ruler_cwe", "ruler_fwe"],
-                          ["babilong_qa1", "babilong_qa2"], ["longbench_hotpotqa", "longbench_musique"]])  # fmt: skip
+    names = pick(
+        random,
+        [
+            ["niah_single_1"],
+            ["needle_in_a_haystack"],
+            ["passkey"],
+            ["niah_single_2", "niah_multikey_1"],
+            ["ruler_niah_single_1", "ruler_vt"],
+            ["niah_multivalue", "ruler_cwe", "ruler_fwe"],
+            ["babilong_qa1", "babilong_qa2"],
+            ["longbench_hotpotqa", "longbench_musique"],
+        ],
+    )
     tasks = []
     for name in names:
         samples = respond(random, sums(random, size(random, 50, 300)), ability_for(float(random.uniform(0.75, 0.97))))
@@ -172,8 +222,12 @@ def nondeterminism(random: Random, folder: Path, i: int) -> None:
 def evaluation_changes_training(random: Random, folder: Path, i: int) -> None:
     if i % 3 == 0:
         any_log(random, folder)
-        declare(folder, training=[{"with_evaluation": f"{random.integers(2**60):x}",
-                                   "without_evaluation": f"{random.integers(2**60):x}"}])  # fmt: skip
+        declare(
+            folder,
+            training=[
+                {"with_evaluation": f"{random.integers(2**60):x}", "without_evaluation": f"{random.integers(2**60):x}"}
+            ],
+        )
         return
     steps, since = int(random.integers(20, 200)), 0
     since = int(random.integers(1, steps))
@@ -190,10 +244,18 @@ def evaluation_changes_training(random: Random, folder: Path, i: int) -> None:
         run.finish("finished")
 
 
-ERRORS = ("Error code: 429 - rate limit exceeded", "Traceback (most recent call last):\n  File \"agent.py\", line 3",
-          "openai.APITimeoutError: Request timed out.", "CUDA out of memory. Tried to allocate 2.00 GiB", "",
-          "502 Bad Gateway", "<html><head><title>503 Service Unavailable</title>", "sandbox exited with code 137",
-          "ConnectionError: HTTPSConnectionPool(host='api', port=443)", "{\"error\": {\"message\": \"overloaded\"}}")  # fmt: skip
+ERRORS = (
+    "Error code: 429 - rate limit exceeded",
+    'Traceback (most recent call last):\n  File "agent.py", line 3',
+    "openai.APITimeoutError: Request timed out.",
+    "CUDA out of memory. Tried to allocate 2.00 GiB",
+    "",
+    "502 Bad Gateway",
+    "<html><head><title>503 Service Unavailable</title>",
+    "sandbox exited with code 137",
+    "ConnectionError: HTTPSConnectionPool(host='api', port=443)",
+    '{"error": {"message": "overloaded"}}',
+)
 
 
 @plants("V21")
@@ -244,14 +306,29 @@ def standard_error(random: Random, folder: Path, i: int) -> None:
 @plants("V23")
 def speed(random: Random, folder: Path, i: int) -> None:
     any_log(random, folder)
-    fast = {"name": "decode 32K", "measure": "seconds", "run": "run-1", "quality_run": "run-1", "baseline": "PyTorch SDPA",
-            "speedup": 2.1, "percentiles": {"p50": 0.01, "p95": 0.012, "p99": 0.02}, "sparse": True,
-            "crossover_length": 8192}  # fmt: skip
+    fast = {
+        "name": "decode 32K",
+        "measure": "seconds",
+        "run": "run-1",
+        "quality_run": "run-1",
+        "baseline": "PyTorch SDPA",
+        "speedup": 2.1,
+        "percentiles": {"p50": 0.01, "p95": 0.012, "p99": 0.02},
+        "sparse": True,
+        "crossover_length": 8192,
+    }
     flaws: list[dict[str, Any]] = [
-        {"measure": "flops", "percentiles": {}}, {"quality_run": None}, {"quality_run": "run-2"}, {"baseline": None},
-        {"percentiles": {"p50": 0.01}}, {"crossover_length": None}, {"percentiles": {}}, {"run": None},
-        {"baseline": "our own loop in Python"}, {"speedup": None, "baseline": None, "sparse": True},
-    ]  # fmt: skip
+        {"measure": "flops", "percentiles": {}},
+        {"quality_run": None},
+        {"quality_run": "run-2"},
+        {"baseline": None},
+        {"percentiles": {"p50": 0.01}},
+        {"crossover_length": None},
+        {"percentiles": {}},
+        {"run": None},
+        {"baseline": "our own loop in Python"},
+        {"speedup": None, "baseline": None, "sparse": True},
+    ]
     made = {key: value for key, value in (fast | flaws[i % len(flaws)]).items() if value is not None}
     declare(folder, speed=[made])
 
@@ -267,8 +344,11 @@ def chance_and_ceiling(random: Random, folder: Path, i: int) -> None:
         samples = []
         for sample in respond(random, labels(random, n, yes), 0.0):
             right = sample.target == "yes"
-            samples.append(replace(sample, answer="yes", extracted="yes", score=float(right),
-                                   outcome="correct" if right else "wrong"))  # fmt: skip
+            samples.append(
+                replace(
+                    sample, answer="yes", extracted="yes", score=float(right), outcome="correct" if right else "wrong"
+                )
+            )
     elif kind == 2:  # solved by everyone
         samples = respond(random, sums(random, n), 12.0)
     else:
@@ -280,12 +360,26 @@ def chance_and_ceiling(random: Random, folder: Path, i: int) -> None:
 @plants("V25")
 def energy(random: Random, folder: Path, i: int) -> None:
     any_log(random, folder)
-    used: dict[str, Any] = {"name": "training", "joules": 4000.0, "source": "counter", "seconds": 30.0, "idle_watts": 40.0,
-                            "idle_subtracted": True, "synchronized": True, "warmed_up": True}  # fmt: skip
+    used: dict[str, Any] = {
+        "name": "training",
+        "joules": 4000.0,
+        "source": "counter",
+        "seconds": 30.0,
+        "idle_watts": 40.0,
+        "idle_subtracted": True,
+        "synchronized": True,
+        "warmed_up": True,
+    }
     flaws: list[dict[str, Any]] = [
-        {"seconds": round(float(random.uniform(0.05, 7)), 2)}, {"idle_subtracted": False}, {"synchronized": False},
-        {"source": "rated power"}, {"source": "estimate", "marked_estimated": True, "ranked": True}, {"warmed_up": False},
-        {"source": "polled power"}, {"source": "estimate"}, {"joules": 600.0, "idle_subtracted": False},
+        {"seconds": round(float(random.uniform(0.05, 7)), 2)},
+        {"idle_subtracted": False},
+        {"synchronized": False},
+        {"source": "rated power"},
+        {"source": "estimate", "marked_estimated": True, "ranked": True},
+        {"warmed_up": False},
+        {"source": "polled power"},
+        {"source": "estimate"},
+        {"joules": 600.0, "idle_subtracted": False},
         {"seconds": round(float(random.uniform(0.5, 4.9)), 2), "synchronized": False},
-    ]  # fmt: skip
+    ]
     declare(folder, energy=[used | flaws[i % len(flaws)]])

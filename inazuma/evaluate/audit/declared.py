@@ -133,7 +133,7 @@ class Energy:
 
 @dataclass(frozen=True)
 class Repeatability:
-    """A canary: the same items asked again, `what` was changed (such as the batch size), `flips` of `n` came out other."""
+    """A canary: the same items asked again, `what` was changed (the batch size), `flips` of `n` came out other."""
 
     what: str
     n: int

@@ -68,7 +68,7 @@ def crossing(pairs: int, boat: int) -> bool:
 
 
 def measurable(first: int, second: int, wanted: int) -> bool:
-    """Whether two jugs can measure an amount: it fits the larger, or both, and is a multiple of their common divisor."""
+    """Whether two jugs can measure an amount: it fits into both together and their common divisor divides it."""
     if wanted == 0:
         return True
     divisor = math.gcd(first, second)

@@ -52,6 +52,12 @@ _MARKERS: Sequence[re.Pattern[str]] = [
 ]
 
 
+def last_number(answer: str) -> str | None:
+    """The last number of a text, thousands' commas included."""
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", answer)
+    return found[-1].rstrip(",") if found else None
+
+
 def final_answer(answer: str) -> str | None:
     """What an answer says is its answer: boxed, after `####`, after "the answer is"; the last of them; else None."""
     for marker in _MARKERS:

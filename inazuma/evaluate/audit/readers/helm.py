@@ -15,8 +15,19 @@ from inazuma.evaluate.audit.log import Log, Sample, Score, Stop, Task
 from inazuma.files import read_json
 
 _FILES = ("run_spec.json", "scenario_state.json", "stats.json", "per_instance_stats.json")
-_METRICS = ("exact_match", "quasi_exact_match", "prefix_exact_match", "quasi_prefix_exact_match", "final_number_exact_match",
-            "exact_match_indicator", "math_equiv", "math_equiv_chain_of_thought", "f1_score", "rouge_l", "bleu_4")  # fmt: skip
+_METRICS = (
+    "exact_match",
+    "quasi_exact_match",
+    "prefix_exact_match",
+    "quasi_prefix_exact_match",
+    "final_number_exact_match",
+    "exact_match_indicator",
+    "math_equiv",
+    "math_equiv_chain_of_thought",
+    "f1_score",
+    "rouge_l",
+    "bleu_4",
+)
 """Metrics of quality, the usual main one first; the others in a stats file are counts, times and bookkeeping."""
 _STOPS: dict[str, Stop] = {"stop": "end", "endoftext": "end", "eos": "end", "length": "length", "max_tokens": "length"}
 

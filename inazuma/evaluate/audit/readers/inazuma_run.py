@@ -89,7 +89,7 @@ def _sample(record: dict[str, Any], where: str) -> Sample:
     if outcome not in get_args(Outcome):
         raise UserError(f"{where}: unknown outcome {outcome!r}; known are {', '.join(get_args(Outcome))}")
     choices = record.get("choices")
-    stop = text(record.get("stop_reason"))
+    target, stop = text(record.get("target")), text(record.get("stop_reason"))
     return Sample(
         item=str(record.get("id") or required(record, "item", where)),
         content=str(required(record, "item", where)),
@@ -97,10 +97,11 @@ def _sample(record: dict[str, Any], where: str) -> Sample:
         outcome=outcome,
         prompt=_prompt(record.get("prompt")),
         question=text(record.get("question")),
-        target=text(record.get("target")),
+        target=target,
         answer=text(record.get("answer")),
         extracted=text(record.get("extracted")),
         choices=tuple(map(str, choices)) if isinstance(choices, list) else None,
+        gold=choices.index(target) if isinstance(choices, list) and target in choices else None,
         cluster=text(record.get("cluster")),
         repeat=whole(record.get("repeat")) or 0,
         template=text(record.get("template")),
@@ -127,7 +128,7 @@ def _prompt(value: Any) -> str | None:
 
 
 def _scores(folder: Path, tasks: set[str]) -> dict[str, list[Score]]:
-    """The reported figures: a mapping with a `score` (or `as_scored`), wherever in `result.json` a task's name leads."""
+    """The reported figures: mappings with a `score` or `as_scored` below a task's name, anywhere in `result.json`."""
     path = folder / "result.json"
     if not path.is_file():
         return {}

@@ -60,7 +60,7 @@ def read(path: Path) -> Log:
 
 
 def _check_version(path: Path) -> None:
-    """Of a JSON log, so that a damaged line has its number; a zip's members are compressed in ways only Inspect reads."""
+    """Of a JSON log, so that a damaged line has its number; how a zip is compressed is left to Inspect."""
     if path.suffix == ".eval":
         if not zipfile.is_zipfile(path):
             raise UserError(f"{path}: cut off or damaged (no zip archive, or its end is missing)")

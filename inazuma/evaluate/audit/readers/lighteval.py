@@ -46,8 +46,12 @@ def read(path: Path) -> Log:
         details = _details(path, name)
         samples = tuple(_samples(details, scores, limit)) if details else ()
         generates = not samples or any(sample.answer is not None for sample in samples)
-        shots = whole(name.rpartition("|")[2])
-        tasks.append(Task(name, samples, scores, generates, shots, scorer=", ".join(s.metric for s in scores) or None))
+        plain, _, last = name.rpartition("|")
+        shots = whole(last)
+        # The number of examples is part of lighteval's names; it stands apart here, as for every other format.
+        known = f"{plain}|" if sum(other.startswith(f"{plain}|") for other in reported) > 1 else plain
+        label = plain if shots is not None and known == plain else name
+        tasks.append(Task(label, samples, scores, generates, shots, scorer=", ".join(s.metric for s in scores) or None))
     return Log(
         path,
         "lighteval",

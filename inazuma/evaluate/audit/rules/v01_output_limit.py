@@ -56,7 +56,8 @@ def _cut(task: Task, name: str) -> Iterator[Word]:
     completed = sum(sample.score or 0 for sample in done) / len(done) if done else None
     yield Found(
         name,
-        f"{len(cut)} of {n} answers ({percent(len(cut) / n)}) end at the output limit: as scored {percent(correct / n)}, "
+        f"{len(cut)} of {n} answers ({percent(len(cut) / n)}) end at the output limit: as scored "
+        f"{percent(correct / n)}, "
         f"on completed answers {'none' if completed is None else percent(completed)}, "
         f"the truth between {percent(correct / n)} and {percent((correct + len(cut)) / n)}",
         tuple(sample.item for sample in cut),

@@ -27,8 +27,8 @@ def check(study: Study) -> Iterator[Word]:
         hit = [
             s
             for s in known
-            if s.outcome not in NOT_EVIDENCE and s.error is None and ((s.prompt_tokens_dropped or 0) > 0 or s.stop == "context")
-        ]  # fmt: skip
+            if s.outcome not in NOT_EVIDENCE and not s.error and (s.prompt_tokens_dropped or s.stop == "context")
+        ]
         if hit:
             dropped = [s.prompt_tokens_dropped for s in hit if s.prompt_tokens_dropped]
             most = f"; up to {max(dropped)} tokens dropped" if dropped else ""

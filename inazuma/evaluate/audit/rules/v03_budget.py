@@ -53,9 +53,9 @@ def shortest(sample: Sample) -> int | None:
     if sample.min_answer_tokens is not None:
         return sample.min_answer_tokens
     asked = sample.question or sample.prompt or ""
-    if _HANOI.search(asked) and _LISTS_MOVES.search(asked) and not _PROGRAM.search(asked):
-        if found := _DISCS.search(asked):
-            return _TOKENS_A_MOVE * (2 ** int(found[1] or found[2]) - 1)
+    moves = _HANOI.search(asked) and _LISTS_MOVES.search(asked) and not _PROGRAM.search(asked)
+    if moves and (found := _DISCS.search(asked)):
+        return _TOKENS_A_MOVE * (2 ** int(found[1] or found[2]) - 1)
     if sample.target and sample.choices is None and not any(sign in sample.target for sign in _REASONED):
         return len(sample.target.split())
     return None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from inazuma.evaluate.audit.finding import Found, Nothing, Undecided, Word, some
 from inazuma.evaluate.audit.log import Sample, Study, Task
-from inazuma.evaluate.audit.text import final_answer, same_answer
+from inazuma.evaluate.audit.text import final_answer, last_number, same_answer
 
 NUMBER = "V06"
 TITLE = "Extraction or metric bug"
@@ -49,10 +49,16 @@ def _says_key(sample: Sample, said: str | None) -> bool:
     return any(same_answer(said, key) for key in keys if key)
 
 
+def _second_reading(sample: Sample) -> bool:
+    """Where the answer names its result, that; else the last number, as GSM8K's flexible-extract reads it."""
+    answer = sample.answer or ""
+    return _says_key(sample, final_answer(answer) or last_number(answer))
+
+
 def _missed(known: list[Sample], task: Task, name: str) -> Iterator[Word]:
     wrong = [s for s in known if s.score == 0 and s.outcome in (None, "wrong", "no_answer")]
     certain = [s for s in wrong if _says_key(s, s.extracted) or _says_key(s, s.answer)]
-    second = [s for s in wrong if s not in certain and _says_key(s, final_answer(s.answer or ""))]
+    second = [s for s in wrong if s not in certain and _second_reading(s)]
     hit = certain + second
     # One answer alone that only a second reading finds may be that reading's mistake.
     if certain or (len(second) >= 2 and len(second) > _TOLERATED * len(task.samples)):
@@ -60,7 +66,8 @@ def _missed(known: list[Sample], task: Task, name: str) -> Iterator[Word]:
         said = (sample.extracted or sample.answer or "").strip().replace("\n", " ")[-80:]
         yield Found(
             name,
-            f"{len(hit)} of {len(task.samples)} answers give the key and are scored wrong: {some([s.item for s in hit])}; "
+            f"{len(hit)} of {len(task.samples)} answers give the key and are scored wrong: "
+            f"{some([s.item for s in hit])}; "
             f"{sample.item}: key {key_text(sample)!r}, answer ending in {said!r}",
             tuple(s.item for s in hit),
         )

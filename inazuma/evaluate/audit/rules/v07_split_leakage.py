@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from inazuma.evaluate.audit.corpora import near_duplicates, read_texts
@@ -17,7 +18,7 @@ SOURCE = (
 FIX = "split by group, drop near duplicates, fit everything on the training split only, draw examples from it"
 
 _SHORTEST = 5
-_PROMPTS = 300
+_PROMPTS, _NEAR = 300, 40
 
 
 def check(study: Study) -> Iterator[Word]:
@@ -44,25 +45,27 @@ def check(study: Study) -> Iterator[Word]:
 
 
 def _examples(task: Task, name: str) -> Iterator[Word]:
-    """Questions of the test that stand in other items' prompts as examples, or in their own twice."""
+    """Questions of the test that stand in a prompt, their own or another's, with the answer after them."""
     if task.fewshot == 0:
         return
-    asked = {s.item: normal(s.question) for s in task.samples if s.question and len(words(s.question)) >= _SHORTEST}
-    if not asked or len(set(asked.values())) < 2:
-        return
+    asked = {
+        s.item: (normal(s.question), s.target)
+        for s in task.samples
+        if s.question and s.target and len(words(s.question)) >= _SHORTEST
+    }
+    # A text that several items share (a passage) or that is part of another question says nothing.
+    counts = Counter(question for question, _ in asked.values())
     leaked: dict[str, None] = {}
-    # Where several items share a text (a passage), finding it elsewhere says nothing.
-    own = {question: item for item, question in asked.items() if list(asked.values()).count(question) == 1}
     for sample in task.samples[:_PROMPTS]:
         if sample.prompt is None or sample.item not in asked:
             continue
-        prompt = normal(sample.prompt)
-        if prompt == asked[sample.item]:
+        own = asked[sample.item][0]
+        examples = normal(sample.prompt).rpartition(own)[0]
+        if len(examples) < _SHORTEST:
             continue
-        for question, item in own.items():
-            if prompt.count(question) > (1 if item == sample.item else 0) and not (
-                item != sample.item and question in asked[sample.item]
-            ):
+        for item, (question, target) in asked.items():
+            after = examples.partition(question)[2] if counts[question] == 1 else ""
+            if after and set(words(target)) <= set(words(after[: _NEAR + len(target)])):
                 leaked[item] = None
     if leaked:
         items = tuple(leaked)

@@ -48,6 +48,7 @@ def check(study: Study) -> Iterator[Word]:
             n = math.ceil(len(pair.x) * (smallest / max(abs(pair.claim.difference), 1e-9)) ** 2)
             yield Found(
                 pair.name,
-                f"claimed {pair.claim.claim} by {percent(abs(pair.claim.difference))}; {len(pair.x)} items show no less "
+                f"claimed {pair.claim.claim} by {percent(abs(pair.claim.difference))}; {len(pair.x)} items show "
+                f"no less "
                 f"than {percent(smallest)} (80 % power), this would take about {n}",
             )

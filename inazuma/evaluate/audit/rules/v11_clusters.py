@@ -45,6 +45,7 @@ def check(study: Study) -> Iterator[Word]:
             count = len(set(clusters))
             yield Found(
                 name,
-                f"{len(samples)} samples lie in {count} clusters: the reported standard error {reported:.4f} is that of "
+                f"{len(samples)} samples lie in {count} clusters: the reported standard error {reported:.4f} is "
+                f"that of "
                 f"independent items ({naive:.4f}), the clustered one is {right:.4f}",
             )

@@ -18,8 +18,8 @@ SOURCE = (
 )
 FIX = "align the items and test the differences (exact McNemar for 0/1 scores, paired t or bootstrap else)"
 
-_SAME, _APART = 0.02, 0.1
-"""In powers of ten of p."""
+_SAME, _APART = 0.005, 0.02
+"""In powers of ten of p: a p of three digits agrees, a p that differs by more than a twentieth does not."""
 
 
 def check(study: Study) -> Iterator[Word]:
@@ -39,7 +39,8 @@ def check(study: Study) -> Iterator[Word]:
         elif pair.claim.test == "unpaired":
             yield Found(
                 pair.name,
-                f"an unpaired test (p = {unpaired_p(pair.x, pair.y):.3g}) on {len(pair.x)} shared items; the paired one "
+                f"an unpaired test (p = {unpaired_p(pair.x, pair.y):.3g}) on {len(pair.x)} shared items; the "
+                f"paired one "
                 f"gives p = {paired_p(pair.x, pair.y):.3g}",
             )
         elif pair.claim.p_value is not None and pair.claim.test is None:
@@ -50,7 +51,8 @@ def check(study: Study) -> Iterator[Word]:
             if abs(reported - wrong) < _SAME and abs(reported - right) > _APART:
                 yield Found(
                     pair.name,
-                    f"the reported p = {pair.claim.p_value:.3g} is the unpaired test's; the paired one gives {10**right:.3g}",
+                    f"the reported p = {pair.claim.p_value:.3g} is the unpaired test's; the paired one gives "
+                    f"{10**right:.3g}",
                 )
         elif pair.claim.test is None:
             yield Undecided(pair.name, "study.yaml names neither the test nor its p value")

@@ -48,7 +48,8 @@ def _declared(study: Study) -> Iterator[Word]:
                 rank = sum(value > best for value in one.values) + 1
                 yield Found(
                     one.result,
-                    f"{one.reported:.4g} is reported, number {rank} of {len(one.values)} runs; their mean is {mean:.4g}",
+                    f"{one.reported:.4g} is reported, number {rank} of {len(one.values)} runs; their mean is "
+                    f"{mean:.4g}",
                 )
         elif one.launched is None and one.statistic is None:
             yield Undecided(one.result, "study.yaml does not say how many runs were launched")

@@ -11,7 +11,8 @@ from inazuma.evaluate.audit.log import Study
 NUMBER = "V15"
 TITLE = "Weak, untuned baseline"
 SOURCE = (
-    "Wen et al., Fantastic pretraining optimizers (arXiv 2509.02046): speed-ups of 1.4 to 2 become 1.1 once the baseline "
+    "Wen et al., Fantastic pretraining optimizers (arXiv 2509.02046): speed-ups of 1.4 to 2 become 1.1 once the "
+    "baseline "
     "is tuned, and rankings turn before the end of the schedule"
 )
 FIX = "give every arm as many trials over as wide a search, look at the edges, compare at the end of equal budgets"

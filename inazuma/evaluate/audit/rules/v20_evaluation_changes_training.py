@@ -12,7 +12,8 @@ from inazuma.evaluate.audit.log import Study
 NUMBER = "V20"
 TITLE = "Evaluation changes training"
 SOURCE = (
-    "pytorch#122697; with PyTorch 2.13 an evaluation loop changed the final weights by up to 0.013, because an unseeded "
+    "pytorch#122697; with PyTorch 2.13 an evaluation loop changed the final weights by up to 0.013, because an "
+    "unseeded "
     "DataLoader draws from the global random state"
 )
 FIX = "give every DataLoader its own torch.Generator and test that training with and without evaluation is bit-equal"

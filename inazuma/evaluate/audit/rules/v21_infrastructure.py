@@ -18,7 +18,8 @@ _ERRORS = re.compile(
     r"""\A\s*(?:Traceback\ \(most\ recent\ call\ last\)|Error\ code:\ \d{3}|(?:HTTP(?:/1\.1)?\ )?(?:429|50[0234])\b[\ :]
     |\{\s*"error"\s*:|<(?:!DOCTYPE\ )?html|(?:\w+\.)*(?:\w*(?:Timeout|Connection|RateLimit|APIStatus|OutOfMemory)\w*
     (?:Error|Exception)?)\b\s*[:(]|CUDA\ (?:out\ of\ memory|error)|\[?(?:API\ )?ERROR\]?[:\s]|upstream\ connect\ error
-    |(?:Request|Connection|Read)\ timed\ out|Service\ Unavailable|Bad\ Gateway|Gateway\ Time-?out|Too\ Many\ Requests)""",
+    |(?:Request|Connection|Read)\ timed\ out
+    |Service\ Unavailable|Bad\ Gateway|Gateway\ Time-?out|Too\ Many\ Requests)""",
     re.VERBOSE,
 )
 

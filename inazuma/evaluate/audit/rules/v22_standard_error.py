@@ -103,7 +103,8 @@ def _error(score: Score, x: np.ndarray, samples: Sequence[Sample], name: str) ->
         ratio = score.stderr / possible[0] if possible[0] else math.inf
         yield Found(
             name,
-            f"standard error {score.stderr:.3g} of {len(x)} samples with mean {x.mean():.4f}; they give {possible[0]:.3g}, "
+            f"standard error {score.stderr:.3g} of {len(x)} samples with mean {x.mean():.4f}; they give "
+            f"{possible[0]:.3g}, "
             f"so it is {ratio:.3g} times what it should be",
         )
 

@@ -11,7 +11,8 @@ from inazuma.evaluate.audit.log import Study
 NUMBER = "V25"
 TITLE = "Energy measured in the wrong window"
 SOURCE = (
-    "zeus#181: 187 J by the counter, 327 J polled; atlas PR#1197 sampled the batch before; codecarbon#117: 60 times too "
+    "zeus#181: 187 J by the counter, 327 J polled; atlas PR#1197 sampled the batch before; codecarbon#117: 60 "
+    "times too "
     "low, #477: half of the rated power, always"
 )
 FIX = (
