@@ -97,9 +97,7 @@ def _error(score: Score, x: np.ndarray, samples: Sequence[Sample], name: str) ->
     possible = _errors(x, samples)
     if max(possible) == 0 and score.stderr == 0:
         return
-    # Given to a few digits, it agrees when the digits do.
-    digits = 0.51 * 10.0 ** -len(repr(score.stderr).partition(".")[2]) if "e" not in repr(score.stderr) else 0.0
-    if not any(abs(score.stderr - error) <= max(_AGREES * error, digits) for error in possible):
+    if not any(_agrees(score.stderr, error) for error in possible):
         ratio = score.stderr / possible[0] if possible[0] else math.inf
         yield Found(
             name,
@@ -107,6 +105,12 @@ def _error(score: Score, x: np.ndarray, samples: Sequence[Sample], name: str) ->
             f"{possible[0]:.3g}, "
             f"so it is {ratio:.3g} times what it should be",
         )
+
+
+def _agrees(reported: float, error: float) -> bool:
+    """Within a tenth; or up to its last digit where it was given to a few digits, but zero is no rounded error."""
+    digits = len(repr(reported).partition(".")[2]) if "e" not in repr(reported) else 9
+    return reported > 0 and abs(reported - error) <= max(_AGREES * error, 0.51 * 10.0**-digits)
 
 
 def _interval(score: Score, x: np.ndarray, name: str) -> Iterator[Word]:
