@@ -87,7 +87,8 @@ def two(won: int, lost: int, n: int = 400, **claim: Any) -> Study:
 
 
 # 40 of 400 items discordant: the standard deviation is 0.316, 80 % power takes 2.8 × 0.316 / 20 = 4.4 points.
-PAIRS["V10 below what n shows"] = (lambda: two(28, 12), lambda: two(30, 10))
+PAIRS["V10 below what n shows"] = (lambda: two(24, 16), lambda: two(30, 10))
+PAIRS["V10 below, and yet found"] = (lambda: two(25, 15), lambda: two(28, 12))
 PAIRS["V10 few items are enough for no claim"] = (lambda: two(6, 4, 50), lambda: two(6, 4, 50, claim="none"))
 PAIRS["V12 said"] = (lambda: two(30, 10, test="unpaired"), lambda: two(30, 10, test="paired"))
 # Exact McNemar of 30 to 10: 2 · P(X ≤ 10), X binomial(40, 1/2).

@@ -7,13 +7,14 @@ file and line; so is a folder in which no reader finds anything.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 from inazuma.errors import UserError
 from inazuma.evaluate.audit.declared import read_declared
 from inazuma.evaluate.audit.log import Log, Study
-from inazuma.evaluate.audit.readers import helm, inazuma_run, inspect_log, lighteval, lm_eval, training_run
+from inazuma.evaluate.audit.readers import comparison, helm, inazuma_run, inspect_log, lighteval, lm_eval, training_run
 from inazuma.files import PARTIAL
 
 READERS: tuple[ModuleType, ...] = (inazuma_run, lm_eval, inspect_log, lighteval, helm)
@@ -32,7 +33,10 @@ def read_study(path: Path) -> Study:
     training = tuple(training_run.read_all(path)) if path.is_dir() else ()
     if not logs and not training:
         raise UserError(f"{path}: no log of a known format (inazuma, lm-eval, Inspect, lighteval or HELM)")
-    return Study(path, logs, read_declared(folder), training, training_run.started(path, [log.path for log in logs]))
+    declared = read_declared(folder)
+    compared = list(comparison.read_all(path)) if path.is_dir() else []
+    declared = replace(declared, comparisons=[*declared.comparisons, *compared])
+    return Study(path, logs, declared, training, training_run.started(path, [log.path for log in logs]))
 
 
 def _logs(path: Path) -> Iterator[Log]:

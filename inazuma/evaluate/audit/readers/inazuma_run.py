@@ -13,6 +13,14 @@ from inazuma.files import read_json, sha256
 from inazuma.runs.run import MANIFEST, Run
 
 SAMPLES = "samples.jsonl"
+_FAMILIES = {
+    "single-key-recall": "recall",
+    "multi-key-recall": "recall",
+    "non-lexical-recall": "non-lexical match",
+    "variable-tracking": "tracking",
+    "counting": "aggregation",
+    "sorting": "order",
+}
 _STOPS: dict[str, Stop] = {
     "stop": "end",
     "eos": "end",
@@ -40,7 +48,8 @@ def read(folder: Path) -> Log:
     samples: dict[str, list[Sample]] = {}
     for where, record in strict_lines(folder / SAMPLES):
         samples.setdefault(str(required(record, "task", where)), []).append(_sample(record, where))
-    scores = _scores(folder, set(samples))
+    # A dot would lead on in a figure's name.
+    scores = _scores(folder, {spelling: name for name in samples for spelling in (name, name.replace(".", "_"))})
     config = run.manifest["config"] if isinstance(run.manifest["config"], dict) else {}
     tasks = tuple(
         Task(
@@ -80,8 +89,12 @@ def check_unedited(run: Run) -> None:
 
 
 def _family(config: dict[str, Any], name: str) -> str | None:
+    """The family of a long-context task: as configured, or by the name of this project's own (`counting-8K`)."""
     families = config.get("families")
-    return text(families.get(name)) if isinstance(families, dict) else None
+    if isinstance(families, dict) and name in families:
+        return text(families[name])
+    own, _, length = name.rpartition("-")
+    return _FAMILIES.get(own) if length[:1].isdigit() else None
 
 
 def _sample(record: dict[str, Any], where: str) -> Sample:
@@ -127,7 +140,7 @@ def _prompt(value: Any) -> str | None:
     return text(value)
 
 
-def _scores(folder: Path, tasks: set[str]) -> dict[str, list[Score]]:
+def _scores(folder: Path, tasks: dict[str, str]) -> dict[str, list[Score]]:
     """The reported figures: mappings with a `score` or `as_scored` below a task's name, anywhere in `result.json`."""
     path = folder / "result.json"
     if not path.is_file():
@@ -140,7 +153,7 @@ def _scores(folder: Path, tasks: set[str]) -> dict[str, list[Score]]:
     return found
 
 
-def _collect(value: Any, tasks: set[str], found: dict[str, list[Score]], task: str | None) -> None:
+def _collect(value: Any, tasks: dict[str, str], found: dict[str, list[Score]], task: str | None) -> None:
     if not isinstance(value, dict):
         return
     figure = next((number(value[key]) for key in ("score", "as_scored", "accuracy") if key in value), None)
@@ -162,7 +175,7 @@ def _collect(value: Any, tasks: set[str], found: dict[str, list[Score]], task: s
         )
         return
     for key, inner in value.items():
-        _collect(inner, tasks, found, key if key in tasks else task)
+        _collect(inner, tasks, found, tasks.get(key, task))
 
 
 def _pair(value: Any) -> tuple[float, float] | None:

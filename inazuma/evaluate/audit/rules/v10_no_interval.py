@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from inazuma.evaluate.audit.compared import pairs
 from inazuma.evaluate.audit.finding import Found, Nothing, Undecided, Word
 from inazuma.evaluate.audit.log import Study
-from inazuma.evaluate.audit.measure import binary, detectable, percent, values, wilson
+from inazuma.evaluate.audit.measure import binary, detectable, paired_p, percent, values, wilson
 
 NUMBER = "V10"
 TITLE = "No interval, or too few items for the claim"
@@ -17,6 +17,8 @@ SOURCE = (
     "15 right are 33 to 67 %"
 )
 FIX = "report an interval (Wilson for 0/1 scores) and n; claim a difference only above the smallest detectable one"
+
+_LEVEL = 0.05
 
 
 def check(study: Study) -> Iterator[Word]:
@@ -44,7 +46,9 @@ def check(study: Study) -> Iterator[Word]:
             yield Undecided(pair.name, "the items of both sides are not here")
             continue
         smallest = detectable(pair.x - pair.y)
-        if abs(pair.claim.difference) < smallest:
+        # A difference that the paired test finds was shown, however few items it took.
+        unseen = paired_p(pair.x, pair.y) >= _LEVEL
+        if unseen and abs(pair.claim.difference) < smallest:
             n = math.ceil(len(pair.x) * (smallest / max(abs(pair.claim.difference), 1e-9)) ** 2)
             yield Found(
                 pair.name,
