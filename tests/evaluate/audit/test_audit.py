@@ -23,6 +23,7 @@ from inazuma.evaluate.audit import RULES, measure
 from inazuma.evaluate.audit.puzzles import crossing, measurable, solvable
 from inazuma.evaluate.audit.rules.v16_judge import family
 from inazuma.evaluate.audit.text import final_answer, last_number, same_answer
+from inazuma.evaluate.audit.waivers import Waiver
 
 
 def test_there_are_25_rules_each_with_its_case_and_fix() -> None:
@@ -89,6 +90,14 @@ def test_waivers_are_printed_used_or_not(logs: Path, capsys: pytest.CaptureFixtu
         (logs / "w.yaml").write_text(text)
         assert cli.main(["audit", str(logs / "broken"), "--waivers", str(logs / "w.yaml")]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_waiver_covers_a_finding_only_with_all_its_items() -> None:
+    waiver = Waiver("V05", "checked", items=["1", "2"])
+    assert waiver.covers("V05", "log: sums", ("1",)) and waiver.covers("V05", "sums", ("2", "1"))
+    assert not waiver.covers("V05", "sums", ("1", "3")) and not waiver.covers("V05", "sums", ())
+    assert not waiver.covers("V06", "sums", ("1",))
+    assert Waiver("V05", "x", task="sums").covers("V05", "log: sums", ("9",))
 
 
 def test_study_yaml_is_checked(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
