@@ -290,3 +290,17 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match="not a log of a known format"):
         read_study(tmp_path / "notes.txt")
+
+
+def test_what_inazuma_compare_wrote_is_a_claim(run: Path) -> None:
+    line = {"task": "sums", "verdict": "better", "difference": 0.1, "p_value": 0.01}
+    lines = [line, line | {"verdict": "cannot tell: about 300 more items", "difference": -0.01, "p_value": 0.6}]
+    folder = run.parent / "compared"
+    folder.mkdir()
+    (folder / "comparison.json").write_text(json.dumps({"a": "runs/old", "b": "runs/new/", "comparisons": lines}))
+    first, second = read_study(run.parent).declared.comparisons
+    assert (first.a, first.b, first.claim, first.difference, first.test) == ("new", "old", "better", 0.1, "paired")
+    assert (second.claim, second.p_value, second.correction) == ("none", 0.6, "holm")
+    (folder / "comparison.json").write_text("{}")
+    with pytest.raises(UserError, match="not a comparison"):
+        read_study(run.parent)
