@@ -1,1 +1,1 @@
-"""Evaluation: tasks, typed outcomes and statistics, and the audit of results, whoever wrote them."""
+"""Evaluation: tasks whose items are proved, samples with a typed outcome, scores with their bounds, comparisons."""

@@ -299,6 +299,7 @@ def test_planted_flaw_and_clean_twin(name: str, tmp_path: Path) -> None:
     [
         ("V01", one(samples(30, 40, stop=None, outcome=None, generated_tokens=None))),
         ("V02", one(samples(30, 40, stop=None, prompt_tokens_dropped=None))),
+        ("V02", study(log(task(samples(30, 40, prompt_tokens_dropped=None)), format="inazuma"))),
         ("V04", one(samples(30, 40, witness=None))),
         ("V05", one(samples(30, 40, target=None))),
         ("V06", one(samples(30, 40, target=None))),

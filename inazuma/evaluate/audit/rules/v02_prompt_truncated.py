@@ -17,10 +17,11 @@ FIX = "shorten the prompt or use a longer window; items whose prompt was cut are
 
 
 def check(study: Study) -> Iterator[Word]:
-    for _, task, name in study.tasks():
+    for log, task, name in study.tasks():
         if not task.samples:
             continue
-        known = [s for s in task.samples if s.prompt_tokens_dropped is not None or s.stop not in (None, "unknown")]
+        # Only Inspect has a stop reason of its own for a window that overflowed.
+        known = [s for s in task.samples if s.prompt_tokens_dropped is not None or (s.stop and log.format == "inspect")]
         if not known:
             yield Undecided(name, "the log does not say whether prompts were cut to fit the window")
             continue
