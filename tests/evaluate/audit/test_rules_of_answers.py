@@ -273,6 +273,10 @@ PAIRS["V24 chance"] = (
 )
 PAIRS["V24 ceiling"] = (lambda _: reported(400, 400), lambda _: reported(400, 390))
 PAIRS["V24 floor"] = (lambda _: reported(400, 0), lambda _: reported(400, 4))
+PAIRS["V24 nothing of few"] = (
+    lambda _: one(samples(0, 20, chance=0.0)),
+    lambda _: one(samples(0, 11, chance=0.0)),
+)
 
 
 def yes_no(share: int, right: int) -> Study:

@@ -67,7 +67,7 @@ def read(folder: Path) -> Log:
         folder,
         "inazuma",
         text(run.manifest.get("code", {}).get("version")) if isinstance(run.manifest.get("code"), dict) else None,
-        text(config.get("model")),
+        _model(config.get("model")),
         tasks,
         tokenizer=text(config.get("tokenizer")),
         temperature=number(config.get("temperature")),
@@ -128,9 +128,23 @@ def _sample(record: dict[str, Any], where: str) -> Sample:
         seed=whole(record.get("seed")),
         batch_size=whole(record.get("batch_size")),
         error=text(record.get("error")),
-        witness=record.get("witness") if isinstance(record.get("witness"), bool) else None,
+        witness=_witness(record),
         where=where,
     )
+
+
+def _model(value: Any) -> str | None:
+    """The model's name, which may stand in a mapping with its kind."""
+    if isinstance(value, dict):
+        value = value.get("name") or value.get("model") or value.get("path")
+    return text(value)
+
+
+def _witness(record: dict[str, Any]) -> bool | None:
+    """As recorded; the shortest answer of this project's items is the length of their solver's witness."""
+    if isinstance(record.get("witness"), bool):
+        return record["witness"]
+    return True if record.get("min_answer_tokens") is not None else None
 
 
 def _prompt(value: Any) -> str | None:

@@ -35,7 +35,7 @@ def check(study: Study) -> Iterator[Word]:
             yield Found(name, f"at the ceiling: {said}")
         elif right == 0 and n >= _FEWEST:
             yield Found(name, f"at the floor: nothing of {n} is right")
-        elif chance is not None and low <= chance:
+        elif chance and low <= chance:
             yield Found(name, f"not above chance: {said}, chance is {percent(chance)}")
         elif majority is not None and low <= majority:
             yield Found(name, f"not above the most frequent key: {said}, which alone gives {percent(majority)}")
