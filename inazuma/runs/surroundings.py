@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -40,6 +41,12 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def packages() -> dict[str, str]:
     """The installed packages: name to version."""
+    return dict(_packages())
+
+
+@functools.cache
+def _packages() -> dict[str, str]:
+    """Read once: a process that makes many runs would otherwise parse hundreds of files for each."""
     found = {item.metadata["Name"]: item.version for item in metadata.distributions()}
     return dict(sorted((name, version) for name, version in found.items() if name))
 
