@@ -100,8 +100,9 @@ def write_comparison(folder: Path, compared: Sequence[Compared], of: tuple[str, 
     folder.mkdir(parents=True, exist_ok=True)
     lines, found = rows(compared), notes(compared)
     title = f"{of[1]} against {of[0]}"
+    level = percent(1 - compared[0].comparison.alpha)
     method = (
-        "B - A on the same items, with a 95 % interval. p is two-sided and adjusted by Holm for all the tasks. "
+        f"B - A on the same items, with an interval of {level}. p is two-sided and adjusted by Holm for all the tasks. "
         "Equivalent: the difference is shown to lie within the margin."
     )
     write_json(folder / "comparison.json", as_json(compared, of))
