@@ -48,8 +48,8 @@ def lesson() -> Lesson:
 
     def errs(id: str, text: str, count: int, n: int) -> Statement:
         low, high = wilson(count, n)
-        bound = {"direction": "at most", "interval": (100 * low, 100 * high), "no_effect": 5.0}
-        return Statement(id=id, text=text, stated="5", found=100 * count / n, **bound)
+        around = (100 * low, 100 * high)
+        return Statement(id=id, text=text, stated="5", found=100 * count / n, direction="at most", interval=around)
 
     return Lesson(
         title="False improvements where nothing differs, per cent (5 are promised)",
@@ -58,7 +58,7 @@ def lesson() -> Lesson:
         statements=(
             Statement(
                 id="better",
-                text="Our method is better (the best of five seeds, p < 0.05).",
+                text="Our method is better by at least one point (the best of five seeds, p < 0.05).",
                 stated="1",
                 found=0.0,  # both are the same method
                 direction="at least",

@@ -3,7 +3,7 @@
 A bootstrap draws B new samples and computes the figure of each; the standard deviation of these B figures *is* the
 standard error. lighteval (`metrics/utils/stderr.py`, revision 3fd1526) divides it once more by the square root of B, as
 one does for a mean of B independent figures: more draws then make the error bar as small as one likes. With 1,000
-draws it is 31.6 times too small, and an interval that promises 95 % holds the truth in 5 % of cases.
+draws it is 31.6 times too small, and an interval that promises 95 % holds the truth in fewer than 5 % of cases.
 
 It concerns metrics of a whole corpus, which are not a mean of items. Accuracy is used here, since its standard error is
 known: sqrt(p (1 - p) / (n - 1)). A bootstrap draw of n zeros and ones with share p is a binomial draw.
@@ -23,7 +23,7 @@ ITEMS, SHARE, DRAWS, STUDIES = 500, 0.6, 1000, 4000
 
 def lesson() -> Lesson:
     random = np.random.Generator(np.random.PCG64(0))
-    right = random.random(ITEMS) < SHARE
+    right = np.arange(ITEMS) < SHARE * ITEMS
     analytic = standard_error(right.astype(float))
     draws = random.binomial(ITEMS, right.mean(), size=DRAWS) / ITEMS
     bootstrap = float(draws.std(ddof=1))
@@ -37,7 +37,7 @@ def lesson() -> Lesson:
     # What is promised is 95 %, give or take what 500 items and a grid of shares of 0.2 % do to it.
     promise = {"stated": "95", "direction": "at least", "margin": 1.5}
     return Lesson(
-        title=f"The standard error of {100 * right.mean():.1f} % of {ITEMS} items",
+        title=f"The standard error of {100 * right.mean():.0f} % of {ITEMS} items",
         columns=("how", "points", "95 % intervals that hold the truth, %"),
         rows=[
             ("closed form", f"{100 * analytic:.2f}", ""),

@@ -52,9 +52,9 @@ def lesson() -> Lesson:
         statements=(
             Statement(
                 id="no-harm",
-                text="The change does no harm: the script finds no significant difference.",
+                text="The change costs 0 points: the script finds no significant difference.",
                 stated="0",
-                found=4.0,  # points that are lost, and mostly not found
+                found=4.0,  # what is lost, and found in every fifth case
                 rules=(("V12", "both models answered the same items, and the test takes them for different ones"),),
             ),
             Statement(
