@@ -3,8 +3,9 @@
 The paper (Abramson et al., doi 10.1038/s41586-024-07487-w) appeared in Nature on 8 May 2024 with a description of the
 method and a server of a few predictions a day, without code. Researchers protested in an open letter; the authors then
 announced the code within six months. Here the popular account is right, and the record says by how much, and what came
-later still: the weights were given out on request until July 2026, and the code's licence allowed no commercial use
-until June 2026. For 187 days nobody outside could check the measurements of the paper, whatever they are worth.
+later still: the weights were given out on request ("at Google DeepMind's sole discretion") until July 2026, and the
+code's licence allowed no commercial use until June 2026. For 187 days nobody outside could check the measurements of
+the paper with its code, whatever they are worth.
 
 What is marked "clone" can be checked without a network in a clone of github.com/google-deepmind/alphafold3:
 `git show -s --format=%ad COMMIT`. The hash vouches for a commit; its date is what the committer's clock said.
@@ -55,19 +56,11 @@ def lesson() -> Lesson:
                 text="With the code the weights were open to everyone: 0 days after.",
                 stated="0",
                 found=(WEIGHTS - CODE).days,
-                source=(
-                    "https://github.com/google-deepmind/alphafold3/blob/4f52a3b/README.md",
-                    "Access will be granted at Google DeepMind’s sole discretion.",
-                ),
             ),
             Statement(
                 id="training",
                 text="The training can be repeated.",
-                missing="the repository is an implementation of the inference pipeline; it holds no training",
-                source=(
-                    "https://github.com/google-deepmind/alphafold3",
-                    "This package provides an implementation of the inference pipeline of AlphaFold 3.",
-                ),
+                missing='the repository is "an implementation of the inference pipeline", and holds no training code',
             ),
             Statement(
                 id="accuracy",
@@ -76,7 +69,7 @@ def lesson() -> Lesson:
             ),
         ),
         notes=(
-            "from which day the six months were meant to count is not known to us; to the day, they ended on 8 November",
+            "from which day the six months count is not known to us; from the paper on they end on 8 November",
             "that a reviewer asked for the code in vain is his account (Retraction Watch, read second-hand)",
         ),
     )

@@ -66,7 +66,9 @@ def lesson() -> Lesson:
             ),
             errs("one-seed", "One seed each, tested over the items, errs in at most 5 % of cases.", counts[1], TRIALS),
             errs("best-of-five", "The best of five seeds errs in at most 5 % of cases.", counts[5], TRIALS),
-            errs("all-seeds", "All five seeds of both, items and seeds as chance, err in at most 5 %.", honest, COMPARED),
+            errs(
+                "all-seeds", "All five seeds of both, items and seeds as chance, err in at most 5 %.", honest, COMPARED
+            ),
         ),
         notes=("the rates depend on how much a seed changes: here one point of accuracy",),
     )

@@ -18,9 +18,12 @@ from lesson import Lesson, Statement, show
 
 RELEASED, ANNOUNCED, PAUSED = date(2022, 11, 15), date(2022, 11, 16), date(2022, 11, 17)
 LAST_CHANGE = date(2023, 2, 14)
-REPOSITORY = "https://github.com/paperswithcode/galai/commit/"
+PRESS = (
+    "https://www.technologyreview.com/2022/11/18/1063487/"
+    "meta-large-language-model-ai-only-survived-three-days-gpt-3-science/"
+)
 TIMELINE = (
-    (RELEASED, "code and names of five models, 125 M to 120 B", "galai 3f6ef0e", "clone"),
+    (RELEASED, "code, a list of five models, a link to a demo", "galai 3f6ef0e", "clone"),
     (ANNOUNCED, "the paper is submitted, version 1", "arXiv 2211.09085", "no"),
     (PAUSED, "the demo is paused", "the message of galai 64e178d", "clone"),
     (date(2022, 11, 19), "the README no longer offers a demo", "galai 64e178d", "clone"),
@@ -40,7 +43,7 @@ def lesson() -> Lesson:
                 stated="3",
                 found=(PAUSED - RELEASED).days,
                 direction="at most",
-                source=(REPOSITORY + "64e178dc885d59ef9e1b00fb34c3809f57e328ea", "Demo was removed as of Nov. 17"),
+                source=(PRESS, "Why Meta's latest large language model survived only three days online"),
             ),
             Statement(
                 id="taken-back",
@@ -56,7 +59,7 @@ def lesson() -> Lesson:
             Statement(
                 id="equations",
                 text="It knows more LaTeX equations than GPT-3: 68.2 % against 49.0 %.",
-                missing="neither the corpus nor the training code is in the repository, and GPT-3's answers are nowhere",
+                missing="corpus and training code are not in the repository, and GPT-3's answers are nowhere",
                 source=(
                     "https://arxiv.org/abs/2211.09085",
                     "On technical knowledge probes such as LaTeX equations, Galactica outperforms the latest GPT-3 by "
@@ -69,7 +72,10 @@ def lesson() -> Lesson:
                 missing="a count of citations is a database's, of one day",
             ),
         ),
-        notes=("arXiv's page was read; the weights' own pages, and what was posted on the pause, were not",),
+        notes=(
+            "arXiv's page was read, the article in copies, the weights' own pages were not",
+            "the last change is that of the newest copy of the repository that was at hand",
+        ),
     )
 
 

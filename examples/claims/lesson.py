@@ -7,6 +7,7 @@ missing); only what was validly measured is judged: supported, direction only, u
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,7 +41,7 @@ class Statement:
     def measurement(self) -> str:
         if self.rules:
             return f"invalid ({', '.join(rule for rule, _ in self.rules)})"
-        return "not computable" if self.missing is not None else "valid"
+        return "valid" if self.missing is None else f"not computable: {self.missing}"
 
     @property
     def verdict(self) -> Verdict:
@@ -60,6 +61,15 @@ class Statement:
             no_effect=self.no_effect,
         )
 
+    @property
+    def claim(self) -> str:
+        """The verdict's word, and by how much a statement is overstated, to two digits."""
+        word = self.verdict.claim
+        if word != "overstated":
+            return word
+        by = abs(stated_number(self.stated) - self.found)
+        return f"overstated by {round(by, 1 - math.floor(math.log10(by))):g}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
@@ -77,8 +87,8 @@ def show(lesson: Lesson) -> None:
     """Prints the table and the verdicts."""
     print(f"{lesson.title}\n\n{table(lesson.columns, lesson.rows)}\n")
     for one in lesson.statements:
-        print(f"* {one.text}\n  measurement: {one.measurement} | claim: {one.verdict.claim}")
-        if one.verdict.why:
+        print(f"* {one.text}\n  measurement: {one.measurement} | claim: {one.claim}")
+        if one.verdict.why and one.missing is None:
             print(f"  {one.verdict.why}")
     for note in lesson.notes:
         print(f"  note: {note}")

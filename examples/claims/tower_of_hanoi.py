@@ -28,10 +28,7 @@ def lesson() -> Lesson:
     return Lesson(
         title=f"The Tower of Hanoi under a limit of {LIMIT:,} tokens",
         columns=("discs", "moves", f"tokens at {few}", f"tokens at {many}", "of the limit", "all right at 99 % a move"),
-        rows=[
-            (n, m, few * m, many * m, f"{many * m / LIMIT:.0%}", f"{0.99**m:.0%}")
-            for n, m in moves.items()
-        ],
+        rows=[(n, m, few * m, many * m, f"{many * m / LIMIT:.0%}", f"{0.99**m:.0%}") for n, m in moves.items()],
         statements=(
             Statement(
                 id="large-sizes",
@@ -54,10 +51,14 @@ def lesson() -> Lesson:
                 text="The limit explains the collapse around eight discs: it forbids the answer from 8 discs on.",
                 stated="8",
                 found=binds[many],
-                source=(
-                    "https://arxiv.org/abs/2507.01231",
-                    "previously reported failures solving the Towers of Hanoi were not purely result of output constraints",
-                ),
+            ),
+            Statement(
+                id="not-purely",
+                text="Failures at eight discs are not purely the limit's: the answer takes at most 4 % of it.",
+                stated="4",
+                found=100 * many * moves[8] / LIMIT,
+                direction="at most",
+                source=("https://arxiv.org/abs/2507.01231", "were not purely result of output constraints"),
             ),
             Statement(
                 id="program",

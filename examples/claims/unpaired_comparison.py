@@ -46,9 +46,7 @@ def lesson() -> Lesson:
     return Lesson(
         title=f"How often a difference is found, per cent of {STUDIES:,} studies of {ITEMS} items",
         columns=("test", "no difference", "4 points"),
-        rows=[
-            (name, f"{100 * n / STUDIES:.1f}", f"{power[name]:.1f}") for name, n in zip(names, nothing, strict=True)
-        ],
+        rows=[(name, f"{100 * n / STUDIES:.1f}", f"{power[name]:.1f}") for name, n in zip(names, nothing, strict=True)],
         statements=(
             Statement(
                 id="no-harm",
@@ -80,7 +78,9 @@ def lesson() -> Lesson:
                 **half,
             ),
         ),
-        notes=("the power is of this correlation of difficulty; what is published of the script was read in its source",),
+        notes=(
+            "the power is of this correlation of difficulty; what is published of the script was read in its source",
+        ),
     )
 
 
