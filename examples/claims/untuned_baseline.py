@@ -21,7 +21,7 @@ from inazuma.runs.intervals import bootstrap_mean
 
 RATES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 DEFAULT = 0.1
-SETS, ITEMS, FEATURES, MOST = 10, 200, 10, 2000
+SETS, ITEMS, FEATURES, MOST, PATIENCE = 10, 200, 10, 2000, 50
 
 
 def loss(w: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
@@ -34,11 +34,15 @@ def slope(w: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def steps(x: np.ndarray, y: np.ndarray, rate: float, momentum: float, target: float) -> int:
-    """Steps of gradient descent until the loss is at most `target`; `MOST` where it is not by then."""
+    """Steps of gradient descent until the loss is at most `target`; `MOST` where it has stopped falling above it."""
     w, velocity = np.zeros(FEATURES), np.zeros(FEATURES)
+    losses: list[float] = []
     for step in range(MOST):
-        if loss(w, x, y) <= target:
+        losses.append(loss(w, x, y))
+        if losses[-1] <= target:
             return step
+        if step >= PATIENCE and min(losses[-PATIENCE:]) >= losses[-PATIENCE - 1]:
+            break
         velocity = momentum * velocity - rate * slope(w, x, y)
         w = w + velocity
     return MOST
@@ -69,7 +73,7 @@ def lesson() -> Lesson:
         "no_effect": 1.0,
         "rules": () if inside else (("V15", "a best learning rate is at an end of the sweep"),),
     }
-    plain, ours = (["%.0f" % x for x in [*taken[m].mean(0), best[m].mean()]] for m in (0.0, 0.9))
+    plain, ours = ([f"{x:.0f}" for x in [*taken[m].mean(0), best[m].mean()]] for m in (0.0, 0.9))
     return Lesson(
         title=f"Steps to the target loss, mean of {SETS} data sets ({MOST:,}: never)",
         columns=("learning rate", "gradient descent", "with momentum 0.9"),
