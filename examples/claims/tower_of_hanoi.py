@@ -1,6 +1,6 @@
 """The Tower of Hanoi: where an output limit forbids the answer, and where it does not.
 
-The same paper (Shojaee et al., arXiv 2506.06941) has models write all 2^N - 1 moves within about 64,000 tokens and
+"The Illusion of Thinking" (Shojaee et al., arXiv 2506.06941) has models write all 2^N - 1 moves within about 64,000 tokens and
 sees accuracy collapse from about eight discs on. The popular rebuttal says that the limit did it. Both are half right:
 at 10 tokens a move the answer outgrows the limit at 13 discs (at 5 tokens a move, at 14), so that beyond it the score
 says nothing about a model. At eight to ten discs it takes 4 to 16 % of the limit, so that there the limit explains
@@ -36,7 +36,6 @@ def lesson() -> Lesson:
                 stated="0",
                 found=100 * (len(beyond) == 0),  # what a solver that never errs scores there
                 rules=(
-                    ("V01", "an answer that was cut off at the limit counts as wrong"),
                     ("V03", f"the shortest answer to {beyond} discs is over {LIMIT:,} tokens even at {few} a move"),
                 ),
             ),
@@ -68,6 +67,7 @@ def lesson() -> Lesson:
         ),
         notes=(
             "5 to 10 tokens a move is an assumption about the paper's answer format; thinking shares the limit",
+            "whether answers were cut off (V01) cannot be told: samples with stop reasons are not published",
             "what the paper and the comment say is quoted second-hand; the follow-up's abstract was read",
         ),
     )

@@ -31,7 +31,7 @@ VERDICTS = {
         "boat-for-four": ("", "supported"),
     },
     "tower_of_hanoi": {
-        "large-sizes": ("V01 V03", "not judged"),
+        "large-sizes": ("V03", "not judged"),
         "limit-binds": ("", "supported"),
         "rebuttal": ("", "refuted"),
         "not-purely": ("", "supported"),
@@ -240,20 +240,20 @@ def test_best_of_k_seeds(lessons):
 
 
 def test_untuned_baseline(lessons):
-    """PyTorch's own optimizer and automatic derivative take as many steps."""
+    """With automatic derivatives, and momentum as a sum over all earlier gradients, it takes as many steps."""
     x, y, target = (torch.tensor(part) for part in untuned_baseline.data(0))
     for rate, momentum in ((3.0, 0.0), (3.0, 0.9), (0.1, 0.9)):
         w = torch.zeros(10, dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.SGD([w], lr=rate, momentum=momentum)
-        steps = 0
+        gradients: list[torch.Tensor] = []
         while True:
             loss = torch.nn.functional.softplus(-y * (x @ w)).mean() + 0.005 * w.square().sum()
             if loss.item() <= target.item():
                 break
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            steps += 1
+            gradients.append(torch.autograd.grad(loss, w)[0])
+            past = torch.stack(gradients[::-1])
+            with torch.no_grad():
+                w -= rate * momentum ** torch.arange(len(past), dtype=torch.float64) @ past
+        steps = len(gradients)
         assert steps == untuned_baseline.steps(x.numpy(), y.numpy(), rate, momentum, float(target))
     lesson = lessons["untuned_baseline"]
     best = [int(row[1]) for row in lesson.rows[:-1]]
