@@ -1,10 +1,11 @@
 """The Tower of Hanoi: where an output limit forbids the answer, and where it does not.
 
-"The Illusion of Thinking" (Shojaee et al., arXiv 2506.06941) has models write all 2^N - 1 moves within about 64,000 tokens and
-sees accuracy collapse from about eight discs on. The popular rebuttal says that the limit did it. Both are half right:
-at 10 tokens a move the answer outgrows the limit at 13 discs (at 5 tokens a move, at 14), so that beyond it the score
-says nothing about a model. At eight to ten discs it takes 4 to 16 % of the limit, so that there the limit explains
-nothing. A follow-up (arXiv 2507.01231) let models answer a few moves at a time and saw them stumble around eight discs.
+"The Illusion of Thinking" (Shojaee et al., arXiv 2506.06941) has models write all 2^N - 1 moves within about 64,000
+tokens and sees accuracy collapse from about eight discs on. The popular rebuttal says that the limit did it. Both are
+half right: at 10 tokens a move the answer outgrows the limit at 13 discs (at 5 tokens a move, at 14), so that beyond it
+the score says nothing about a model. At eight to ten discs it takes 4 to 16 % of the limit, so that there the limit
+explains nothing. A follow-up (arXiv 2507.01231) let models answer a few moves at a time and saw them stumble around
+eight discs.
 
 The last column is a third reading: 99 % per move, at every size, is a collapse by itself.
 """
