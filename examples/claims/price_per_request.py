@@ -8,8 +8,8 @@ costs the same, so the price of a request is
     price of an hour / (3600 * requests a second, on average)
 
 and the claim is about the load. The vendor's own conclusion names one, a million requests a day, and holds there
-against the model of 378 dollars; not against the one of 24. Advice in circulation ("self-host above 5,000 dollars a month",
-"from 10,000 requests a day") is this formula with a load that is not said.
+against the model of 378 dollars; not against the one of 24. Advice in circulation ("self-host above 5,000 dollars a
+month", "from 10,000 requests a day") is this formula with a load that is not said.
 """
 
 from __future__ import annotations
