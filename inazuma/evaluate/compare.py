@@ -14,7 +14,7 @@ from inazuma.errors import UserError
 from inazuma.evaluate.evidence import records_of
 from inazuma.evaluate.outcome import SAMPLES, Sample, read_samples
 from inazuma.evaluate.report import model_name
-from inazuma.evaluate.statistics import Comparison, compare, holm
+from inazuma.evaluate.statistics import Comparison, as_family, compare
 from inazuma.runs import Run
 from inazuma.runs.lines import read_lines
 from inazuma.runs.scores import ANSWERED
@@ -83,7 +83,7 @@ def compare_runs(
     compared += _compare_documents(*sides, relative_margin=relative_margin, alpha=alpha, per_token=per_token)
     if not compared:
         raise UserError(f"{sides[0].name} and {sides[1].name}: no task that both have")
-    adjusted = holm([one.comparison for one in compared])
+    adjusted = as_family([one.comparison for one in compared])
     return [replace(one, comparison=found) for one, found in zip(compared, adjusted, strict=True)]
 
 

@@ -17,7 +17,14 @@ from scipy.optimize import brentq
 from scipy.stats import binomtest, norm, t
 
 from inazuma.errors import UserError
-from inazuma.runs.intervals import Interval, bootstrap_mean, cluster_numbers, minimum_detectable_effect, standard_error
+from inazuma.runs.intervals import (
+    Interval,
+    bootstrap_mean,
+    cluster_numbers,
+    holm,
+    minimum_detectable_effect,
+    standard_error,
+)
 
 Test = Literal["exact McNemar", "sign flips", "items and seeds"]
 FLIPS = 9999
@@ -254,12 +261,8 @@ def _by_t(
     return error, p, equivalence, (difference - half, difference + half)
 
 
-def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The same comparisons as one family: `adjusted_p` by Holm (Scandinavian Journal of Statistics 6, 1979)."""
-    order = sorted(range(len(comparisons)), key=lambda i: comparisons[i].p_value)
-    adjusted, running = [0.0] * len(order), 0.0
-    for place, i in enumerate(order):
-        running = max(running, min(1.0, (len(order) - place) * comparisons[i].p_value))
-        adjusted[i] = running
+def as_family(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The same comparisons as one family: `adjusted_p` by Holm."""
+    adjusted = holm([one.p_value for one in comparisons])
     family = len(comparisons)
     return [replace(one, adjusted_p=p, family=family) for one, p in zip(comparisons, adjusted, strict=True)]

@@ -154,6 +154,15 @@ def minimum_detectable_effect(error: float, *, level: float = 0.95, power: float
     return float(norm.ppf((1 + level) / 2) + norm.ppf(power)) * error
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """The p-values of one family, adjusted. Holm, Scandinavian Journal of Statistics 6 (1979)."""
+    order = np.argsort(p, kind="stable")
+    adjusted = np.maximum.accumulate(np.asarray(p, dtype=np.float64)[order] * np.arange(len(order), 0, -1))
+    result = np.empty(len(order))
+    result[order] = np.minimum(adjusted, 1.0)
+    return result.tolist()
+
+
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise UserError(f"an interval's level lies between 0 and 1, not at {level:g}")

@@ -14,7 +14,7 @@ from statsmodels.stats.weightstats import ttost_paired
 
 from inazuma.errors import UserError
 from inazuma.evaluate import statistics
-from inazuma.evaluate.statistics import Comparison, compare, holm, sign_flips, tango, tost
+from inazuma.evaluate.statistics import Comparison, as_family, compare, sign_flips, tango, tost
 
 
 def pairs(both: int, won: int, lost: int, neither: int) -> tuple[list[int], list[int]]:
@@ -70,7 +70,7 @@ def test_equivalence_is_statsmodels():
 def test_holm_is_statsmodels():
     base = compare(*pairs(50, 12, 3, 35), margin=0.02)
     p = [0.01, 0.04, 0.03, 0.2, 0.013, 1.0]
-    adjusted = [one.adjusted_p for one in holm([replace(base, p_value=x) for x in p])]
+    adjusted = [one.adjusted_p for one in as_family([replace(base, p_value=x) for x in p])]
     assert adjusted == pytest.approx(multipletests(p, method="holm")[1])
 
 
@@ -93,7 +93,7 @@ def test_verdicts():
 def test_holm_can_take_a_verdict_back():
     close = compare(*pairs(50, 10, 2, 30), margin=0.02)
     assert close.verdict == "better"
-    assert holm([close] * 5)[0].verdict.startswith("cannot tell")
+    assert as_family([close] * 5)[0].verdict.startswith("cannot tell")
 
 
 def test_the_items_asked_for_are_enough():

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from inazuma.evaluate.audit.compared import pairs
 from inazuma.evaluate.audit.finding import Found, Nothing, Undecided, Word
 from inazuma.evaluate.audit.log import Study
-from inazuma.evaluate.audit.measure import binary, detectable, paired_p, percent, values, wilson
+from inazuma.evaluate.audit.measure import binary, detectable, paired_p, percent, values
+from inazuma.runs.intervals import wilson
 
 NUMBER = "V10"
 TITLE = "No interval, or too few items for the claim"

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from inazuma.evaluate.audit.finding import Found, Nothing, Undecided, Word
 from inazuma.evaluate.audit.log import Study
-from inazuma.evaluate.audit.measure import clustered_error, naive_error, scored, values
+from inazuma.evaluate.audit.measure import scored, values
+from inazuma.runs.intervals import standard_error
 
 NUMBER = "V11"
 TITLE = "Clustered items treated as independent"
@@ -34,7 +35,7 @@ def check(study: Study) -> Iterator[Word]:
         if len(set(clusters)) == len(clusters):
             continue
         x = values(samples)
-        naive, right = naive_error(x), clustered_error(x, clusters)
+        naive, right = standard_error(x), standard_error(x, clusters)
         reported = task.scores[0].stderr
         interval = task.scores[0].interval
         if reported is None and interval is not None:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from inazuma.evaluate.audit.compared import pairs
 from inazuma.evaluate.audit.finding import Found, Nothing, Undecided, Word
 from inazuma.evaluate.audit.log import Study
-from inazuma.evaluate.audit.measure import holm, paired_p
+from inazuma.evaluate.audit.measure import paired_p
+from inazuma.runs.intervals import holm
 
 NUMBER = "V13"
 TITLE = "Many comparisons without correction"

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from inazuma.evaluate.audit.finding import Found, Nothing, Word, some
 from inazuma.evaluate.audit.log import Study
-from inazuma.evaluate.audit.measure import binary, judged, values, wilson
+from inazuma.evaluate.audit.measure import binary, judged, values
+from inazuma.runs.intervals import wilson
 
 NUMBER = "V18"
 TITLE = "Long context claimed on needles alone"

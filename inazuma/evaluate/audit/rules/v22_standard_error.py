@@ -10,7 +10,8 @@ import numpy as np
 
 from inazuma.evaluate.audit.finding import Found, Nothing, Undecided, Word
 from inazuma.evaluate.audit.log import Sample, Score, Study, Task
-from inazuma.evaluate.audit.measure import binary, clustered_error, judged, naive_error, wilson
+from inazuma.evaluate.audit.measure import binary, judged
+from inazuma.runs.intervals import standard_error, wilson
 
 NUMBER = "V22"
 TITLE = "Standard error that cannot be right"
@@ -76,18 +77,18 @@ def _means(task: Task, x: np.ndarray, samples: Sequence[Sample]) -> list[float]:
 
 def _errors(x: np.ndarray, samples: Sequence[Sample]) -> list[float]:
     """The standard errors that one may report: of samples, of items whose repeats are averaged, of clusters."""
-    found = [naive_error(x), float(x.std()) / math.sqrt(len(x))]
+    found = [standard_error(x), float(x.std()) / math.sqrt(len(x))]
     by_item = defaultdict(list)
     for sample, value in zip(samples, x, strict=True):
         by_item[sample.item].append(value)
     if len(by_item) < len(x):
-        found.append(naive_error(np.array([np.mean(values) for values in by_item.values()])))
-        found.append(clustered_error(x, [sample.item for sample in samples]))
+        found.append(standard_error(np.array([np.mean(values) for values in by_item.values()])))
+        found.append(standard_error(x, [sample.item for sample in samples]))
     if any(sample.cluster is not None for sample in samples):
-        found.append(clustered_error(x, [sample.cluster or sample.item for sample in samples]))
+        found.append(standard_error(x, [sample.cluster or sample.item for sample in samples]))
     evidence = [sample.score for sample in judged(samples)]
     if 1 < len(evidence) < len(x):
-        found.append(naive_error(np.array(evidence)))
+        found.append(standard_error(np.array(evidence)))
     return [error for error in found if math.isfinite(error)]
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from inazuma.evaluate.audit.finding import Found, Undecided, Word
 from inazuma.evaluate.audit.log import Sample, Study
-from inazuma.evaluate.audit.measure import binary, judged, percent, values, wilson
+from inazuma.evaluate.audit.measure import binary, judged, percent, values
 from inazuma.evaluate.audit.text import normal
+from inazuma.runs.intervals import wilson
 
 NUMBER = "V24"
 TITLE = "At chance or at the ceiling"
