@@ -28,6 +28,7 @@ VERBS = (
     "bench",
     "eval",
     "compare",
+    "rightsize",
     "verify",
 )
 
