@@ -15,6 +15,8 @@ from inazuma.evaluate.outcome import SAMPLES
 from inazuma.files import PARTIAL, read_json, sha256, write_json
 from inazuma.rightsize.checks import findings, overview
 from inazuma.rightsize.climb import FACTS, SERVICE, climb, copy_model
+from inazuma.rightsize.curves import learning_curves
+from inazuma.rightsize.report import write_report
 from inazuma.rightsize.rungs import obstacle, prepare
 from inazuma.rightsize.splits import Finding, Splits, make_splits
 from inazuma.rightsize.table import Counts, read_examples
@@ -45,9 +47,8 @@ def rightsize(
     try:
         _look(task, counts, splits, run.path, say)
         names, skipped = _climb_all(task, splits, run.path, say)
-        result = _judge(task, splits, run.path, names, skipped)
-        from inazuma.rightsize.report import write_report
-
+        learning_curves(task, splits, run.path, names)
+        result = _judge(task, run.path, names, skipped)
         write_report(run.path)
         run.finish("finished")
         return result
@@ -163,7 +164,7 @@ def _beyond_limits(task: Task, out: Path, names: Sequence[str]) -> dict[str, str
     return beyond
 
 
-def _judge(task: Task, splits: Splits, out: Path, names: list[str], skipped: dict[str, str]) -> dict[str, Any]:
+def _judge(task: Task, out: Path, names: list[str], skipped: dict[str, str]) -> dict[str, Any]:
     """Writes result.json with its evidence, and the chosen model."""
     beyond = _beyond_limits(task, out, names)
     if len(beyond) == len(names):
