@@ -9,6 +9,7 @@ is adjusted by Holm (Scandinavian Journal of Statistics 6, 1979). A rung that is
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,11 +95,10 @@ def judge(
     best = int(np.argmax(observed))
     number = cluster_numbers(clusters, scores.shape[1])
     groups = int(number.max()) + 1
-    for i in range(len(names)):
-        difference = np.bincount(number, weights=scores[i] - scores[best], minlength=groups)
-        won, lost = int((difference > 1e-12).sum()), int((difference < -1e-12).sum())
-        chance = float(binom.cdf(lost, groups, min(1.0, margin + won / groups)))
-        p_short[i] = max(p_short[i], chance) if i != best else p_short[i]
+    sums = np.stack([np.bincount(number, weights=row, minlength=groups) for row in scores])
+    for i, j in itertools.permutations(range(len(names)), 2):
+        won, lost = int((sums[i] > sums[j] + 1e-12).sum()), int((sums[j] > sums[i] + 1e-12).sum())
+        p_short[i] = max(p_short[i], float(binom.cdf(lost, groups, min(1.0, margin + won / groups))))
     sufficient, insufficient = _holm(p_short), _holm(p_within)
     alpha = 1 - confidence
     shown = [i for i in range(len(names)) if sufficient[i] <= alpha]
@@ -108,7 +108,7 @@ def judge(
     more = 0
     if doubtful:
         rival = doubtful[0] if doubtful[0] != best else int(np.argsort(-observed, kind="stable")[min(1, len(names) - 1)])
-        more = _more(scores[best] - scores[rival], number, margin, alpha)
+        more = _more(scores[best] - scores[rival], number, margin, alpha / len(names))
     nothing = names[chosen] == floor and bool(shown)
     return Verdict(
         kind="cannot-tell" if doubtful or nothing else "smallest-sufficient",
@@ -135,8 +135,8 @@ def _more(shortfall: np.ndarray, number: np.ndarray, margin: float, alpha: float
     mean = float(shortfall.mean())
     groups = int(number.max()) + 1
     sums = np.bincount(number, weights=shortfall - mean, minlength=groups)
-    # Without any spread in sight: as much as one item that differs would make.
-    variance = max(float((sums**2).sum()) / n, 1 / n)
+    # Without any spread in sight: as much as items make that differ half as often as the margin.
+    variance = max(float((sums**2).sum()) / n, margin / 2)
     gap = max(abs(margin - mean), 1e-6)
     needed = ((norm.ppf(1 - alpha) + norm.ppf(POWER)) / gap) ** 2 * variance
     more = min(MOST, max(1, math.ceil(needed - n)))
