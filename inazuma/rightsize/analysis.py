@@ -16,7 +16,9 @@ FEWEST_IN_SLICE = 15
 BINS = 10
 
 
-def slices(small: Sequence[Mapping[str, Any]], large: Sequence[Mapping[str, Any]], classes: bool) -> list[dict[str, Any]]:
+def slices(
+    small: Sequence[Mapping[str, Any]], large: Sequence[Mapping[str, Any]], classes: bool
+) -> list[dict[str, Any]]:
     """How far `small` falls short of `large` in parts of the test items, the worst first, each with an interval.
 
     Parts are thirds by length, the script of the text, the label, and the group; of at least 15 items. They are many

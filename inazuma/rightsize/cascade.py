@@ -46,7 +46,9 @@ def best_threshold(
     threshold's; calibration items are few, so that the last thousandth of quality is noise.
     """
     thresholds = [0.0, *np.unique(confidence).tolist(), 2.0]
-    reached = [(float(np.where(confidence < t, large, small).mean()), float((confidence < t).mean()), t) for t in thresholds]
+    reached = [
+        (float(np.where(confidence < t, large, small).mean()), float((confidence < t).mean()), t) for t in thresholds
+    ]
     top = max(quality for quality, _, _ in reached)
     share, threshold, quality = min((s, t, q) for q, s, t in reached if q >= top - margin / 2)
     return threshold, quality, share

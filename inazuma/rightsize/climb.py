@@ -84,7 +84,9 @@ def write_samples(folder: Path, task: Task, splits: Splits, answers: dict[str, l
     with open(folder / SAMPLES, "wb") as handle:
         for split, given in answers.items():
             for example, answer in zip(splits[split], given, strict=True):
-                handle.write(encode_line(sample(task, split, example, answer).record() | {"confidence": answer.confidence}))
+                handle.write(
+                    encode_line(sample(task, split, example, answer).record() | {"confidence": answer.confidence})
+                )
 
 
 def sample(task: Task, split: str, example: Example, answer: Answer) -> Sample:

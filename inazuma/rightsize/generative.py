@@ -26,7 +26,7 @@ from inazuma.rightsize.task import Task
 
 ARROW = "\n=> "
 """Between text and answer."""
-TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}" + ARROW
+TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message.content | trim }}{% endfor %}" + ARROW
 """The chat template that makes a chat message the text: the served model answers as it was trained to."""
 _BATCH = 32
 
@@ -51,7 +51,7 @@ class Codec:
     def prompt(self, text: str, room: int) -> list[int]:
         """The tokens before the answer, at most `context - room`: the middle of a longer text is left out."""
         begin = [] if self.begin is None else [self.begin]
-        ids = self.encode(text)
+        ids = self.encode(text.strip())
         most = max(self.context - room - len(begin) - len(self.arrow), 2)
         if len(ids) > most:
             ids = ids[: most - most // 2] + ids[len(ids) - most // 2 :]

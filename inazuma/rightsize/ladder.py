@@ -62,9 +62,7 @@ def _run(task: Task, out: Path, *, command: Sequence[str], force: bool, resume: 
     settings = config.to_dict(task)
     inputs = {str(task.data): sha256(task.data)}
     if not resume:
-        run = Run.create(
-            out, command=command, config=settings, seeds={"seed": task.seed}, inputs=inputs, force=force
-        )
+        run = Run.create(out, command=command, config=settings, seeds={"seed": task.seed}, inputs=inputs, force=force)
         (out / "rungs").mkdir()
         return run
     run = Run.open(out)
@@ -146,7 +144,9 @@ def _enough(task: Task, out: Path, done: Sequence[str]) -> str | None:
         else:
             low = bootstrap_mean(scores, clusters, seed=task.seed, level=level)[0]
         if low >= 1 - task.margin and name not in _beyond_limits(task, out, [name]):
-            return f"{name} is above {1 - task.margin:.3g} with {100 * task.confidence:g} % confidence, and 1 is the most"
+            return (
+                f"{name} is above {1 - task.margin:.3g} with {100 * task.confidence:g} % confidence, and 1 is the most"
+            )
     return None
 
 

@@ -1,6 +1,6 @@
 """How long one answer takes and how much memory the answering process needs: in a fresh process of its own.
 
-    python -m inazuma.rightsize.measure MODEL TEXTS.json OUT.json BEGAN
+python -m inazuma.rightsize.measure MODEL TEXTS.json OUT.json BEGAN
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy as np
 from inazuma import config
 from inazuma.evaluate.outcome import SAMPLES
 from inazuma.files import atomic_file, read_json
-from inazuma.report.charts import Axis, Series, bar, line_chart
+from inazuma.report.charts import Axis, Series, line_chart
 from inazuma.report.page import escape, page
 from inazuma.report.provenance import provenance
 from inazuma.rightsize.analysis import break_even, calibration_error, cost_curve, slices
@@ -58,7 +58,9 @@ def write_report(folder: Path) -> None:
         "Traffic and cost": _cost_chart(task, result, facts),
         "Learning curves": _curve_chart(curves),
     }
-    body = f'<h1><span lang="ja">稲妻</span> <b>Which size does it need?</b></h1><p class="verdict">{escape(sentence)}</p>'
+    body = (
+        f'<h1><span lang="ja">稲妻</span> <b>Which size does it need?</b></h1><p class="verdict">{escape(sentence)}</p>'
+    )
     for part in parts:
         body += _html(part, pictures.get(part[0], ""))
     body += f"<section><h2>How it was made</h2>{provenance(folder, manifest, {})}</section>"
@@ -140,7 +142,12 @@ def _costs(task: Task, result: Mapping[str, Any]) -> Table:
         for rung in result["rungs"]
     ]
     assumed = ", ".join(f"{name} {value:g}" for name, value in config.to_dict(task.costs).items())
-    return "Cost of 1000 requests", f"Assumed, and to be changed under `costs`: {assumed}.", ["rung", "all", *terms], rows
+    return (
+        "Cost of 1000 requests",
+        f"Assumed, and to be changed under `costs`: {assumed}.",
+        ["rung", "all", *terms],
+        rows,
+    )
 
 
 def _chosen_and_best(result: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -162,7 +169,11 @@ def _break_even(task: Task, result: Mapping[str, Any], facts: Mapping[str, Any])
     if chosen is other:
         return []
     rows = []
-    for text, factor in (("as assumed", 1.0), ("machines cheaper", 1 / task.costs.price_band), ("machines dearer", task.costs.price_band)):
+    for text, factor in (
+        ("as assumed", 1.0),
+        ("machines cheaper", 1 / task.costs.price_band),
+        ("machines dearer", task.costs.price_band),
+    ):
         prices = config.to_dict(task.costs)
         prices["machine_hour"] *= factor
         curves = [
@@ -170,7 +181,9 @@ def _break_even(task: Task, result: Mapping[str, Any], facts: Mapping[str, Any])
             for r in (chosen, other)
         ]
         found = break_even(RATES, *curves)
-        rows.append([text, f"{prices['machine_hour']:g}", "never" if found is None else f"{found:.3g} requests a second"])
+        rows.append(
+            [text, f"{prices['machine_hour']:g}", "never" if found is None else f"{found:.3g} requests a second"]
+        )
     note = f"The traffic from which on {chosen['name']} is cheaper than {other['name']}, whose quality is another."
     return [("Traffic and cost", note, ["prices", "machine hour", f"{chosen['name']} is cheaper from"], rows)]
 
@@ -230,7 +243,12 @@ def _sensitivity(task: Task, result: Mapping[str, Any]) -> Table:
         f"What would flip the verdict. With a margin from here on (now {100 * task.margin:g}) a rung passes a one-sided "
         "test at 95 %, before Holm; a latency or memory limit below the figures would rule it out."
     )
-    return "What would change the answer", note, ["rung", "sufficient from a margin of", "ruled out below", "and below"], rows
+    return (
+        "What would change the answer",
+        note,
+        ["rung", "sufficient from a margin of", "ruled out below", "and below"],
+        rows,
+    )
 
 
 def _tuning(facts: Mapping[str, Any]) -> Table:
@@ -241,7 +259,9 @@ def _tuning(facts: Mapping[str, Any]) -> Table:
             reached = trial.get("validation", trial.get("calibration"))
             shown = trial.get("error") or f"{reached:.3f}"
             rows.append([name, choice, shown, f"{trial.get('seconds', 0.0):.1f}"])
-    note = "Every configuration that was tried, with its quality on validation: the same number for every rung, at most."
+    note = (
+        "Every configuration that was tried, with its quality on validation: the same number for every rung, at most."
+    )
     return "Tuning", note, ["rung", "configuration", "quality", "seconds"], rows
 
 
@@ -293,8 +313,12 @@ def _html(table: Table, picture: str) -> str:
     lines = ""
     for row in rows:
         lines += "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-    grid = f'<div class="wide"><table class="measures"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
-    return f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>{picture}{grid if rows else ""}</section>'
+    grid = (
+        f'<div class="wide"><table class="measures"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    )
+    return (
+        f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>{picture}{grid if rows else ""}</section>'
+    )
 
 
 def _markdown(table: Table) -> str:

@@ -118,7 +118,9 @@ def _judge(task: Task, examples: list[Example], counts: Counts) -> None:
             )
     if task.kind == "classification":
         if len(counts.targets) < 2:
-            raise UserError(f"{task.data}: every row is labelled {next(iter(counts.targets))!r}; two classes are needed")
+            raise UserError(
+                f"{task.data}: every row is labelled {next(iter(counts.targets))!r}; two classes are needed"
+            )
         if len(counts.targets) > len(examples) / 2:
             raise UserError(
                 f"{task.data}: {len(counts.targets)} different labels in {usable} rows are no classes; free text is "

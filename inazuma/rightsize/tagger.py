@@ -90,9 +90,7 @@ class Tagger:
 
     def save(self, folder: Path) -> None:
         classes = [str(name) for name in self.model.classes_]
-        write_kind(
-            folder, "tagger", fields=self.fields, window=self.window, classes=classes, enums=sorted(self.enums)
-        )
+        write_kind(folder, "tagger", fields=self.fields, window=self.window, classes=classes, enums=sorted(self.enums))
         write_json(folder / "vocabulary.json", {term: int(i) for term, i in self.vectorizer.vocabulary_.items()})
         weights = {"coef": self.model.coef_, "intercept": self.model.intercept_}
         # safetensors writes the memory as it lies, and scikit-learn's lies in Fortran's order.

@@ -107,7 +107,9 @@ def judge(
     doubtful = [i for i in smaller if insufficient[i] > alpha] or ([] if shown else [best])
     more = 0
     if doubtful:
-        rival = doubtful[0] if doubtful[0] != best else int(np.argsort(-observed, kind="stable")[min(1, len(names) - 1)])
+        rival = (
+            doubtful[0] if doubtful[0] != best else int(np.argsort(-observed, kind="stable")[min(1, len(names) - 1)])
+        )
         more = _more(scores[best] - scores[rival], number, margin, alpha / len(names))
     nothing = names[chosen] == floor and bool(shown)
     return Verdict(

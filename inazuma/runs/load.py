@@ -97,9 +97,7 @@ def workers(figures: Figures, *, record: str, peak: float, limit_ms: float | Non
 
 
 @formula
-def latency(
-    figures: Figures, *, record: str, quantile: float, peak: float, limit_ms: float | None = None
-) -> float:
+def latency(figures: Figures, *, record: str, quantile: float, peak: float, limit_ms: float | None = None) -> float:
     """A quantile of the milliseconds from arrival to answer at the peak, shared out among the workers it needs."""
     service = _services(figures, record)
     needed = replicas(service, peak, limit_ms)
@@ -122,7 +120,7 @@ def latency_interval(
 def request_cost(facts: Mapping[str, Any], prices: Mapping[str, float], workers: int, rate: float) -> dict[str, float]:
     """What one request costs at an average `rate` a second, term by term.
 
-        machines + energy + tokens + (labels + training) / requests in the months they are written off over
+    machines + energy + tokens + (labels + training) / requests in the months they are written off over
     """
     months = prices["months"] * MONTH * rate
     hosted = facts["hosted"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 import inazuma
 from inazuma.data.batches import IGNORE
@@ -48,8 +49,8 @@ def test_a_chat_message_is_the_text_it_was_trained_on(trained):
     """What `inazuma serve` puts before the model is the prompt of the training, token for token."""
     model, folder = trained
     prompt = ChatTemplate.load(folder).render([{"role": "user", "content": TEXTS[0]}])
-    ids = model.codec.tokenizer.encode(prompt if isinstance(prompt, str) else prompt.text, add_special_tokens=False).ids
-    assert [model.codec.begin, *ids] == model.codec.prompt(TEXTS[0], model.room)
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(prompt, add_special_tokens=False).ids
+    assert ids == model.codec.prompt(TEXTS[0], model.room)
 
 
 def test_the_confidence_is_the_models_probability_among_the_labels(trained):
@@ -102,7 +103,9 @@ def test_lora_moves_the_model_by_low_rank_only(trained, tmp_path):
     adapted = fit_lora(task, TRAIN, {"lr": 1e-3, "rank": 2})
     base = inazuma.load(folder).state_dict()
     changed = {name: x - base[name] for name, x in adapted.model.state_dict().items()}
-    ranks = {n: int(torch.linalg.matrix_rank(d, tol=1e-6)) for n, d in changed.items() if d.dim() == 2 and d.abs().max() > 0}
+    ranks = {
+        n: int(torch.linalg.matrix_rank(d, tol=1e-6)) for n, d in changed.items() if d.dim() == 2 and d.abs().max() > 0
+    }
     assert ranks and set(ranks.values()) <= {1, 2}
     assert all(name.split(".")[-2].endswith("_proj") for name in ranks)
     adapted.save(tmp_path)
@@ -135,4 +138,3 @@ def test_extraction_fills_in_what_training_named():
     train = [Example(1, "太郎", json.dumps({"who": ["太郎", "太郎丸"]}, ensure_ascii=False))]
     [answer] = Majority.fit(task, train).answer(["太郎丸と花子"])
     assert json.loads(answer.text) == {"who": ["太郎丸"]}
-

@@ -16,8 +16,8 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from inazuma.rightsize import load
 from inazuma.rightsize.linear import MOST_FEATURES, fit_linear, vectorizer_choices
 from inazuma.rightsize.nearest import Nearest
-from inazuma.rightsize.tagger import Tagger, spans, tag
 from inazuma.rightsize.table import Example
+from inazuma.rightsize.tagger import Tagger, spans, tag
 from inazuma.rightsize.task import Task
 from tests.rightsize.planted import noisy
 
@@ -49,7 +49,10 @@ def test_accuracy_is_scikit_learns_own(tmp_path, choice):
 
 
 def test_several_labels_are_scikit_learns_one_versus_rest(tmp_path):
-    targets = [json.dumps(sorted({label, "long"} if len(text) > 40 else {label})) for text, label in zip(TEXTS, LABELS, strict=True)]
+    targets = [
+        json.dumps(sorted({label, "long"} if len(text) > 40 else {label}))
+        for text, label in zip(TEXTS, LABELS, strict=True)
+    ]
     choice = vectorizer_choices()[0]
     fit_linear(TEXTS, targets, choice, seed=0, several=True).save(tmp_path)
     binarizer = MultiLabelBinarizer().fit([json.loads(target) for target in targets])
@@ -75,7 +78,11 @@ def test_the_tagger_learns_who_is_named_and_is_the_same_when_loaded(tmp_path):
     task = Task(data="a", kind="extraction", schema=schema)
     names = ["太郎", "花子", "次郎", "和子"]
     train = [
-        Example(i, f"昨日{names[i % 4]}さんが{'東京大阪'[2 * (i % 2):][:2]}へ行った。", json.dumps({"who": [names[i % 4]]}, ensure_ascii=False))
+        Example(
+            i,
+            f"昨日{names[i % 4]}さんが{'東京大阪'[2 * (i % 2) :][:2]}へ行った。",
+            json.dumps({"who": [names[i % 4]]}, ensure_ascii=False),
+        )
         for i in range(60)
     ]
     tagger = Tagger.fit(task, train, {"C": 10.0, "window": 2})

@@ -59,7 +59,10 @@ def test_wrong_data_is_one_clear_line(tmp_path, capsys, change, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text,label\n日本,a\n".encode() + "電気,b\n".encode("cp932"), "a.csv:3: not UTF-8 (byte 0x93); this line could be cp932"),
+        (
+            "text,label\n日本,a\n".encode() + "電気,b\n".encode("cp932"),
+            "a.csv:3: not UTF-8 (byte 0x93); this line could be cp932",
+        ),
         (b'text,label\nfine,a\n"never closed,b\n' + b"x" * (9 << 20), "is a quote not closed?"),
         (b"text,label\na,b,c\n", "a.csv:2: 3 fields where the header names 2"),
         ("text,label\na,b\n".encode("utf-16"), "not UTF-8"),
