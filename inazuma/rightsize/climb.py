@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from inazuma.errors import RunError
+from inazuma.errors import RunError, UserError
 from inazuma.evaluate.outcome import SAMPLES, Sample, item_hash
 from inazuma.files import PARTIAL, atomic_folder, write_json
 from inazuma.rightsize.measure import measure
@@ -42,6 +42,8 @@ def climb(name: str, task: Task, splits: Splits, plan: Climb, out: Path) -> None
             try:
                 predictor = plan.fit(choice, Path(work) / str(number))
                 reached = quality(task, predictor, validation)
+            except UserError:
+                raise
             except ValueError as error:
                 # scikit-learn raises these for a configuration that fits no data, such as one without any word.
                 trials.append({"choice": choice, "error": " ".join(str(error).split())})

@@ -91,7 +91,7 @@ def _look(task: Task, counts: Counts, splits: Splits, out: Path, say: Say) -> No
         say(f"{one.kind}: {one.message}")
     say(
         f"so many test items show a difference of {100 * facts['minimum_detectable']:.1f} points with 80 % probability "
-        f"(where two rungs differ on every tenth item); the margin is {100 * task.margin:.1f}, for which it takes about "
+        f"(where two rungs differ on every tenth item); the margin is {100 * task.margin:.1f}, which takes about "
         f"{facts['enough_for_margin']}"
     )
 

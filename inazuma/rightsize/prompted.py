@@ -317,7 +317,7 @@ def _post(client: Any, url: str, body: dict[str, Any], prompted: Prompted) -> di
         asked = response.headers.get("retry-after", "")
         wait = min(_LONGEST_WAIT, float(asked) if asked.replace(".", "", 1).isdigit() else 2.0**attempt)
     raise RunError(
-        f"{url}: no answer after {prompted.retries + 1} tries ({trouble}); the answers so far are kept, --resume goes on"
+        f"{url}: no answer after {prompted.retries + 1} tries ({trouble}); answers so far are kept, --resume goes on"
     )
 
 

@@ -124,11 +124,11 @@ def _speed(task: Task, result: Mapping[str, Any], folder: Path) -> Table:
         rows.append(cells)
     peak = task.costs.requests_per_second * task.costs.peak_factor
     note = (
-        f"Milliseconds from arrival to answer at the peak of {peak:g} requests a second, arrivals at random (open loop), "
+        f"Milliseconds from arrival to answer at the peak of {peak:g} requests a second, random arrivals (open loop), "
         "waiting in line before one worker included; intervals by ranks. Fewer than about 300 measured calls leave the "
-        "99th percentile open upwards. Throughput: requests a second of one worker within the limit, and workers needed. "
-        "Cold start and memory are those of a fresh process. Estimated energy is processor time × assumed watts and ranks "
-        "nothing."
+        "99th percentile open upwards. Throughput: requests a second of one worker within the limit, workers needed. "
+        "Cold start and memory are those of a fresh process. Estimated energy is processor time × assumed watts "
+        "and ranks nothing."
     )
     header = ["rung", "p50 ms", "p95 ms", "p99 ms", "one answer ms", "per second × workers", "cold start s"]
     header += ["memory MB", "disk MB", "training s", "J per answer", "calls"]
@@ -221,8 +221,8 @@ def _curves(task: Task, result: Mapping[str, Any], curves: Mapping[str, Any]) ->
         cells = [f"{known[count]:.3f}" if count in known else "" for count in counts]
         rows.append([name, *cells, f"about {needed:,}" if needed else "out of sight"])
     note = (
-        f"Quality by number of training labels; parity is {best - task.margin:.3f}, the best less the margin, extrapolated "
-        "along a power law where it is not reached."
+        f"Quality by number of training labels; parity is {best - task.margin:.3f}, the best less the margin, "
+        "extrapolated along a power law where it is not reached."
     )
     return [("Learning curves", note, ["rung", *map(str, counts), "labels to parity"], rows)]
 
@@ -240,8 +240,8 @@ def _sensitivity(task: Task, result: Mapping[str, Any]) -> Table:
             ]
         )
     note = (
-        f"What would flip the verdict. With a margin from here on (now {100 * task.margin:g}) a rung passes a one-sided "
-        "test at 95 %, before Holm; a latency or memory limit below the figures would rule it out."
+        f"What would flip the verdict. With a margin from here on (now {100 * task.margin:g}) a rung passes a "
+        "one-sided test at 95 %, before Holm; a latency or memory limit below the figures would rule it out."
     )
     return (
         "What would change the answer",
@@ -271,9 +271,9 @@ def _data(data: Mapping[str, Any]) -> Table:
     shares = ", ".join(f"{name} {count}" for name, count in overview["splits"].items())
     largest = f", the largest {100 * overview['largest_class']:.0f} %" if overview["classes"] else ""
     note = (
-        f"{overview['rows']} rows, {overview['kept']} used: {shares}. {overview['classes'] or 'No'} labels{largest}. So many "
-        f"test items show a difference of {100 * overview['minimum_detectable']:.1f} points with 80 % probability where two "
-        "rungs differ on every tenth item."
+        f"{overview['rows']} rows, {overview['kept']} used: {shares}. {overview['classes'] or 'No'} labels{largest}. "
+        f"So many test items show a difference of {100 * overview['minimum_detectable']:.1f} points with 80 % "
+        "probability where two rungs differ on every tenth item."
     )
     return "The data", note, ["found", "what", "rows"], rows
 

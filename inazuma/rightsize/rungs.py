@@ -54,7 +54,7 @@ def obstacle(name: str, task: Task, done: Mapping[str, Any]) -> str | None:
         if not set(done) - {"majority", "scratch"}:
             return "no teacher was climbed; its labels come from a larger rung"
     if name == "prompted" and task.prompted is None:
-        return "no large model at hand; name one with prompted: {folder: ...}, {address: ..., model: ...} or {outputs: ...}"
+        return "no large model at hand; name one, prompted: {folder: ...}, {address: ..., model: ...} or {outputs: ...}"
     if name == "cascade" and len(set(done) - {"majority"}) < 2:
         return "fewer than two rungs to put in a row"
     return None

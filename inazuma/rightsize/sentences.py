@@ -25,7 +25,7 @@ def verdict(task: Task, result: Mapping[str, Any]) -> str:
         )
     if found["reason"] == "nothing learnt":
         return (
-            f"Cannot tell: nothing was learnt. No rung is better than always giving the most frequent answer ({quality}) "
+            f"Cannot tell: nothing was learnt. No rung is better than always the most frequent answer ({quality}) "
             f"by more than {points}; other features, more labels or another measure may help."
         )
     return (

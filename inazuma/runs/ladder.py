@@ -78,8 +78,9 @@ def judge(
 ) -> Verdict:
     """The verdict on rungs `names`, smallest first, with scores `[rungs, items]`.
 
-    Only `eligible` rungs may be chosen or set the standard, and `floor` is never the answer. Where few items differ, the bootstrap alone would be too
-    sure; the p-value is then at least the binomial chance of seeing so few losses at a shortfall of the margin.
+    Only `eligible` rungs may be chosen or set the standard, and `floor` is never the answer. Where few items differ,
+    the bootstrap alone would be too sure; the p-value is then at least the binomial chance of seeing so few losses to
+    any other rung at a shortfall of the margin.
     """
     kept = [i for i, name in enumerate(names) if eligible is None or name in eligible]
     if not kept:

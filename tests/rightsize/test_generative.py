@@ -78,13 +78,15 @@ def test_every_epoch_has_every_example_once_and_learns_only_answers():
     for _ in range(4):
         batch = batches.next()
         kept = batch.targets[0] != IGNORE
-        for place in np.unique(batch.document[0][batch.document[0] >= 0]):
-            here = batch.document[0] == place
+        starts = [at for at in np.flatnonzero(kept) if at == 1 or not kept[at - 1]]
+        for start in (at - 1 for at in starts):
+            here = slice(start, start + 3)
+            place = int(batch.document[0][start])
+            assert batch.document[0][here].tolist() == [place] * 3
             assert batch.targets[0][here].tolist() == [IGNORE, 20 + place, 0]
             assert batch.ids[0][here].tolist() == [10 + place, 5, 20 + place]
-            assert len(set(batch.first[0][here].tolist())) == 1
-            seen.append(int(place))
-        assert kept.sum() == 2 * len(set(batch.document[0][batch.document[0] >= 0].tolist()))
+            assert batch.first[0][here].tolist() == [start] * 3
+            seen.append(place)
     assert sorted(seen[:7]) == list(range(7))
 
 

@@ -80,7 +80,7 @@ def test_an_address_that_dies_midway_loses_nothing(tmp_path, server):
     sizes = read_json(tmp_path / "run" / "data.json")["overview"]["splits"]
     # 12 validation items in the tuning, 12 of calibration, 30 of the test: each was asked once.
     assert server.answered == sizes["validation"] + sizes["calibration"] + sizes["test"]
-    [majority, rung] = result["rungs"]
+    [_, rung] = result["rungs"]
     assert rung["name"] == "prompted" and rung["quality"]["value"] > 0.85
     assert rung["cost_terms"]["machines"] == 0 and rung["latency_ms"]["p50"] > 0
     body = server.bodies[0]

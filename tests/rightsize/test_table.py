@@ -78,7 +78,7 @@ def test_a_file_that_cannot_be_read_names_its_line(tmp_path, content, message):
 
 def test_a_missing_column_names_the_nearest(tmp_path):
     path = write(tmp_path / "a.csv", keyword(60))
-    with pytest.raises(UserError, match="no column 'lable'.*did you mean 'label'"):
+    with pytest.raises(UserError, match=r"no column 'lable'.*did you mean 'label'"):
         read_examples(Task(data=path, label="lable"))
 
 

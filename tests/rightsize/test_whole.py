@@ -74,7 +74,7 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(tmp_path, monkeypatch):
         climb(Task(**{**vars(task), "margin": 0.1}), tmp_path / "again", resume=True)
     climb(task, tmp_path / "again", resume=True)
     assert (tmp_path / "again" / "rungs" / "tfidf" / "samples.jsonl").stat().st_mtime_ns == before
-    # Milliseconds aside, both runs are the same: answers, weights, the verdict. The cascade is made of milliseconds too.
+    # Milliseconds aside both runs are the same: answers, weights, verdict. A cascade is chosen by milliseconds too.
     for rung, files in (
         ("tfidf", ("samples.jsonl", "model/linear.safetensors", "model/vocabulary.json")),
         ("scratch", ("samples.jsonl", "model/model.safetensors", "model/tokenizer.json")),

@@ -35,10 +35,12 @@ def test_rank_intervals_cover_as_often_as_they_say():
 
 def test_a_cost_by_hand():
     facts = {
-        "hosted": True, "joules": 36.0, "labels": 1000, "training_seconds": 3600.0, "input_tokens": 0, "output_tokens": 0,
+        "hosted": True, "joules": 36.0, "labels": 1000, "training_seconds": 3600.0,
+        "input_tokens": 0, "output_tokens": 0,
     }  # fmt: skip
     prices = {
-        "machine_hour": 3.6, "kilowatt_hour": 0.5, "label": 0.1, "months": 1.0, "api_input_mtok": 2.0, "api_output_mtok": 8.0,
+        "machine_hour": 3.6, "kilowatt_hour": 0.5, "label": 0.1, "months": 1.0,
+        "api_input_mtok": 2.0, "api_output_mtok": 8.0,
     }  # fmt: skip
     terms = request_cost(facts, prices, 2, 10.0)
     requests = 30.44 * 86400 * 10
