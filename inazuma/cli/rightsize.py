@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     from inazuma.rightsize.sentences import verdict
     from inazuma.rightsize.task import load_task
 
+    # Ended by a signal it must still end the server that it may have started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     task = load_task(arguments.task, arguments.overrides)
     out = arguments.out or Path("runs") / f"rightsize-{arguments.task.stem}"
     result = rightsize(

@@ -116,7 +116,7 @@ def noise_candidates(task: Task, examples: list[Example]) -> Finding | None:
     for k in range(3):
         learnt = [example for example, f in zip(examples, fold, strict=True) if f != k]
         model = fit_linear(
-            [e.text for e in learnt], [e.target for e in learnt], vectorizer_choices()[0], seed=task.seed
+            [e.text for e in learnt], [e.target for e in learnt], vectorizer_choices()[1], seed=task.seed
         )
         columns = [names.index(name) for name in model.classes]
         held = np.flatnonzero(fold == k)

@@ -99,6 +99,37 @@ def test_a_limit_rules_a_rung_out(tmp_path):
         climb(Task(data=path, rungs=("majority", "tfidf"), limits=Limits(memory_mb=1)), tmp_path / "run")
 
 
+SPANS = {"type": "array", "items": {"type": "string"}}
+WHO = {"type": "object", "properties": {"who": SPANS, "good": {"enum": ["yes", "no"]}}}
+NAMES = ("Taro", "Hanako", "Jiro", "Kazuko")
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "more"),
+    [
+        ("multi-label", lambda row, who: [row["label"], *(["named"] if who else [])], {}),
+        (
+            "extraction",
+            lambda row, who: {"who": [who] if who else [], "good": "yes" if row["label"] == "praise" else "no"},
+            {"schema": WHO},
+        ),
+        ("generation", lambda row, who: f"dear {who or 'all'}", {"scorer": "f1"}),
+    ],
+)
+def test_the_other_kinds_of_answers(tmp_path, kind, answer, more):
+    with open(tmp_path / "a.jsonl", "w") as handle:
+        for i, row in enumerate(keyword(160)):
+            who = NAMES[i % 4] if i % 3 else ""
+            text = f"{who} wrote: {row['text']}" if who else row["text"]
+            handle.write(json.dumps({"text": text, "label": answer(row, who)}) + "\n")
+    task = Task(data=tmp_path / "a.jsonl", kind=kind, rungs=("majority", "tfidf"), trials=1, **more)
+    result = climb(task, tmp_path / "run")
+    floor, small = (rung["quality"]["value"] for rung in result["rungs"])
+    assert small > floor + 0.1 and small > 0.75
+    assert result["verdict"]["rung"] == "tfidf"
+    assert all(check.ok for check in verify(tmp_path / "run"))
+
+
 @pytest.mark.slow
 def test_word_order_is_not_answered_with_a_bag_of_words(tmp_path):
     shape = Transformer(
