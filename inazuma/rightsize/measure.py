@@ -16,7 +16,7 @@ from typing import Any
 from inazuma.errors import RunError
 from inazuma.files import read_json, write_json
 
-CALLS, SECONDS, WARM = 1000, 8.0, 5
+CALLS, SECONDS, WARM = 1000, 5.0, 5
 _RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 
 
