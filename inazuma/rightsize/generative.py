@@ -26,7 +26,7 @@ from inazuma.rightsize.task import Task
 
 ARROW = "\n=> "
 """Between text and answer."""
-TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message.content | trim }}{% endfor %}" + ARROW
+TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message.content | trim }}{% endfor %}{{ '\\n=> ' }}"
 """The chat template that makes a chat message the text: the served model answers as it was trained to."""
 _BATCH = 32
 
