@@ -17,7 +17,6 @@ def lines(scores):
             "cluster": None,
             "score": s,
             "confidence": 0.95,
-            **more,
         }
         for i, s in enumerate(scores)
     ]
