@@ -156,7 +156,7 @@ def _chosen_and_best(result: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     chosen = rungs[result["verdict"]["rung"]]
     best = max(rungs.values(), key=lambda rung: rung["quality"]["value"])
     if best is chosen:
-        others = [rung for rung in rungs.values() if rung is not chosen and rung["name"] != "majority"]
+        others = [rung for name, rung in rungs.items() if rung is not chosen and name not in ("majority", "cascade")]
         best = others[-1] if others else chosen
     return chosen, best
 
@@ -182,7 +182,11 @@ def _break_even(task: Task, result: Mapping[str, Any], facts: Mapping[str, Any])
         ]
         found = break_even(RATES, *curves)
         rows.append(
-            [text, f"{prices['machine_hour']:g}", "never" if found is None else f"{found:.3g} requests a second"]
+            [
+                text,
+                f"{prices['machine_hour']:g}",
+                "never" if found is None else "any traffic" if found == RATES[0] else f"{found:.3g} requests a second",
+            ]
         )
     note = f"The traffic from which on {chosen['name']} is cheaper than {other['name']}, whose quality is another."
     return [("Traffic and cost", note, ["prices", "machine hour", f"{chosen['name']} is cheaper from"], rows)]

@@ -62,16 +62,21 @@ def _greatest_load(values: bytes, limit_ms: float | None) -> float:
     return low
 
 
-def rank_interval(values: np.ndarray, quantile: float, level: float = 0.95) -> tuple[float, float]:
+def rank_interval(
+    values: np.ndarray, quantile: float, level: float = 0.95, measured: int | None = None
+) -> tuple[float, float]:
     """[low, high] of a quantile by order statistics: no shape is assumed, and few values give the extremes.
 
-    Hahn and Meeker, Statistical Intervals (1991), section 5.2.
+    Hahn and Meeker, Statistical Intervals (1991), section 5.2. Where the values follow from fewer that were `measured`,
+    the ranks are those of so many.
     """
-    ordered, n = np.sort(values), len(values)
+    ordered, n = np.sort(values), measured or len(values)
     tail = (1 - level) / 2
-    low = int(binom.ppf(tail, n, quantile)) - 1
-    high = int(binom.ppf(1 - tail, n, quantile))
-    return float(ordered[max(low, 0)]), float(ordered[min(high, n - 1)])
+    low = max(int(binom.ppf(tail, n, quantile)) - 1, 0)
+    high = min(int(binom.ppf(1 - tail, n, quantile)), n - 1)
+    # The rank r of n values is the place (r / (n - 1)) of however many there are.
+    places = [round(rank / max(n - 1, 1) * (len(ordered) - 1)) for rank in (low, high)]
+    return float(ordered[places[0]]), float(ordered[places[1]])
 
 
 def _services(figures: Figures, record: str) -> np.ndarray:
@@ -113,8 +118,8 @@ def latency_interval(
     """[low, high] of `latency` by ranks, of as many requests as were measured."""
     service = _services(figures, record)
     needed = replicas(service, peak, limit_ms)
-    times = under_load(service, peak / needed)[: len(service)] if needed else service
-    return list(rank_interval(times, quantile))
+    times = under_load(service, peak / needed) if needed else service
+    return list(rank_interval(times, quantile, measured=len(service)))
 
 
 def request_cost(facts: Mapping[str, Any], prices: Mapping[str, float], workers: int, rate: float) -> dict[str, float]:
