@@ -183,6 +183,8 @@ def evidence(task: Task, names: Sequence[str], eligible: Sequence[str]) -> dict[
     records = {name: f"rungs/{name}/{SAMPLES}" for name in names}
     joint = {"records": records, "task": "test"}
     rule = {**joint, "margin": task.margin, "confidence": task.confidence, "eligible": list(eligible)}
+    # For extraction the lowest rung looks up names it has seen: rules, which may well be the answer.
+    rule["floor"] = "" if task.kind == "extraction" else "majority"
     costs = config.to_dict(task.costs)
     peak = task.costs.requests_per_second * task.costs.peak_factor
     queue = {"peak": peak, "limit_ms": task.limits.latency_ms}

@@ -181,12 +181,15 @@ def _verdict(
     margin: float,
     confidence: float,
     eligible: Sequence[str] | None,
+    floor: str = "majority",
 ) -> Verdict:
     cache = _MATRICES.setdefault(figures, {})
-    key = ("verdict", tuple(records.items()), task, margin, confidence, None if eligible is None else tuple(eligible))
+    chosen = None if eligible is None else tuple(eligible)
+    key = ("verdict", tuple(records.items()), task, margin, confidence, floor, chosen)
     if key not in cache:
         scores, clusters = _matrix(figures, records, task)
-        cache[key] = judge(list(records), scores, clusters, margin=margin, confidence=confidence, eligible=eligible)
+        rule = {"margin": margin, "confidence": confidence, "eligible": eligible, "floor": floor}
+        cache[key] = judge(list(records), scores, clusters, **rule)
     return cache[key]
 
 
@@ -200,9 +203,10 @@ def ladder_verdict(
     confidence: float,
     part: Literal["kind", "rung", "more_labels", "open", "reason", "probability"],
     eligible: Sequence[str] | None = None,
+    floor: str = "majority",
 ) -> Any:
     """One part of the verdict on rungs, smallest first; `records` maps each to its samples."""
-    return getattr(_verdict(figures, records, task, margin, confidence, eligible), part)
+    return getattr(_verdict(figures, records, task, margin, confidence, eligible, floor), part)
 
 
 @formula
@@ -216,9 +220,10 @@ def ladder_p(
     rung: str,
     part: Literal["sufficient", "insufficient"],
     eligible: Sequence[str] | None = None,
+    floor: str = "majority",
 ) -> float:
     """Holm's p-value that a rung falls short of the best by more than the margin, or that it does not."""
-    return getattr(_verdict(figures, records, task, margin, confidence, eligible), part)[rung]
+    return getattr(_verdict(figures, records, task, margin, confidence, eligible, floor), part)[rung]
 
 
 @formula
