@@ -35,12 +35,10 @@ def load(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     An override's value is read as YAML; a number in its path indexes a list, and sections the file lacks are made.
     Raises `UserError` for a file that is missing or not YAML, and for everything `from_dict` refuses.
     """
-    mapping = _read_yaml(Path(path))
+    mapping = override(_read_yaml(Path(path)), overrides)
     where = str(path)
-    for override in overrides:
-        _override(mapping, override)
     if overrides:
-        where += " with " + " ".join(f"--set {override}" for override in overrides)
+        where += " with " + " ".join(f"--set {one}" for one in overrides)
     return from_dict(cls, mapping, where=where)
 
 
@@ -52,6 +50,13 @@ def from_dict(cls: type[T], mapping: Any, *, where: str) -> T:
     field, and so is a `ValueError` raised by a `__post_init__`.
     """
     return _dataclass(cls, mapping, where, "")
+
+
+def override(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`mapping`, changed in place by overrides such as `train.stages.0.tokens=5`; `UserError` where one cannot be."""
+    for one in overrides:
+        _override(mapping, one)
+    return mapping
 
 
 def to_dict(instance: Any) -> dict[str, Any]:

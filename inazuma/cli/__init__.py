@@ -18,7 +18,7 @@ from inazuma.errors import RunError, UserError
 # fmt: off
 VERBS = (
     "data", "presets", "train", "generate", "chat", "serve", "convert", "inspect", "demo", "bench",
-    "eval", "compare", "audit", "contamination", "verify", "reproduce",
+    "eval", "compare", "audit", "contamination", "rightsize", "verify", "reproduce",
 )
 # fmt: on
 

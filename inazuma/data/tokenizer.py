@@ -64,11 +64,11 @@ class Sample:
             yield text
 
 
-def train_tokenizer(sample: Sample, vocab_size: int) -> Tokenizer:
-    """Trains a byte-level BPE of exactly `vocab_size` entries; id 0 is `END_OF_TEXT`.
+def train_tokenizer(sample: Sample, vocab_size: int, *, or_fewer: bool = False) -> Tokenizer:
+    """Trains a byte-level BPE of exactly `vocab_size` entries, or of as many as the text fills; id 0 is `END_OF_TEXT`.
 
     There is no normaliser and no added space, and every byte is an entry: any text comes back byte for byte.
-    Raises `UserError` if the sample cannot fill the vocabulary (an entry must occur twice).
+    Raises `UserError` if the sample cannot fill the vocabulary (an entry must occur twice), unless `or_fewer`.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -82,7 +82,7 @@ def train_tokenizer(sample: Sample, vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(sample.texts(), trainer)
     reached = tokenizer.get_vocab_size()
-    if reached < vocab_size:
+    if reached < vocab_size and not or_fewer:
         raise UserError(
             f"a vocabulary of {vocab_size} is larger than the text can fill: {reached} entries were reached; "
             f"add text or pass --vocab-size {reached} or less"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from inazuma.runs import scores as scores  # its formulas are known once it is imported
+from inazuma.runs import ladder as ladder  # formulas are known once their modules are imported
+from inazuma.runs import load as load
+from inazuma.runs import scores as scores
 from inazuma.runs.ledger import check_ledger
 from inazuma.runs.run import Run
 from inazuma.runs.verify import Check, produce, verify
