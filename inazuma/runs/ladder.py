@@ -21,7 +21,7 @@ from scipy.stats import binom, norm
 
 from inazuma.errors import UserError
 from inazuma.runs.formulas import Figures, formula
-from inazuma.runs.intervals import RESAMPLES, cluster_numbers
+from inazuma.runs.intervals import RESAMPLES, cluster_numbers, holm
 from inazuma.runs.scores import answered, sample_interval
 
 SEED = 0
@@ -100,7 +100,7 @@ def judge(
     for i, j in itertools.permutations(range(len(names)), 2):
         won, lost = int((sums[i] > sums[j] + 1e-12).sum()), int((sums[j] > sums[i] + 1e-12).sum())
         p_short[i] = max(p_short[i], float(binom.cdf(lost, groups, min(1.0, margin + won / groups))))
-    sufficient, insufficient = _holm(p_short), _holm(p_within)
+    sufficient, insufficient = holm(p_short), holm(p_within)
     alpha = 1 - confidence
     shown = [i for i in range(len(names)) if sufficient[i] <= alpha]
     chosen = shown[0] if shown else best
@@ -123,13 +123,6 @@ def judge(
         sufficient=dict(zip(names, sufficient, strict=True)),
         insufficient=dict(zip(names, insufficient, strict=True)),
     )
-
-
-def _holm(p: np.ndarray) -> list[float]:
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]))
-    return adjusted.tolist()
 
 
 def _more(shortfall: np.ndarray, number: np.ndarray, margin: float, alpha: float) -> int:

@@ -10,6 +10,7 @@ import statsmodels.api as sm
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_confint
 
@@ -113,3 +114,8 @@ def test_the_minimum_detectable_effect_has_the_power_it_says():
 def test_mistakes_are_named(call, says):
     with pytest.raises(UserError, match=says):
         call()
+
+
+def test_holm_is_statsmodels():
+    p = np.array([0.01, 0.04, 0.03, 0.005, 0.9])
+    assert intervals.holm(p) == pytest.approx(multipletests(p, method="holm")[1])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from statsmodels.stats.multitest import multipletests
 
-from inazuma.runs.ladder import _holm, joint_means, judge
+from inazuma.runs.ladder import joint_means, judge
 
 RULE = {"margin": 0.02, "confidence": 0.95}
 
@@ -71,11 +70,6 @@ def test_clusters_make_it_less_sure():
     together = judge(names, repeated, [str(i // 20) for i in range(1200)], **RULE)
     assert together.sufficient["tfidf"] > alone.sufficient["tfidf"] or alone.insufficient["tfidf"] < 0.05
     assert together.kind == "cannot-tell"
-
-
-def test_holm_is_statsmodels():
-    p = np.array([0.01, 0.04, 0.03, 0.005, 0.9])
-    assert _holm(p) == pytest.approx(multipletests(p, method="holm")[1])
 
 
 def test_the_joint_draws_have_the_standard_error_of_a_mean():
