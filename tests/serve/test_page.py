@@ -239,6 +239,21 @@ if a < b:
     )
 
 
+HOSTILE = ("*a ", "_a ", "**a ", "~~a ", "`a ", "`", " ", "[a", "[a](", "[", "xhttps://", "https://.", "_a_b", "\\\\ ")
+
+
+@pytest.mark.parametrize("bit", HOSTILE)
+def test_hostile_text_takes_time_by_its_length(page, bit):
+    """100,000 characters that open what nothing closes: with time by the square, each of these takes minutes."""
+    program = """async (text) => {
+        const { inline } = await import("./inline.js");
+        const started = performance.now();
+        inline(text);
+        return performance.now() - started;
+    }"""
+    assert page.evaluate(program, bit * (100_000 // len(bit))) < 5_000
+
+
 def test_reasoning_is_folded_and_tool_calls_are_shown(page, live):
     call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}
     pieces = ({"tool_calls": [{"index": 0, "function": {"arguments": part}}]} for part in ('{"city": ', '"Tokyo"}'))

@@ -1,14 +1,16 @@
 import { el } from "./dom.js";
 
+/** Time grows with the text and not with its square, whatever a model writes: a run of marks is tried where it begins,
+ *  what a mark opens ends within 2,000 characters, and a word that goes on is no beginning. */
 const PATTERNS = [
-  ["code", /(`+)([\s\S]*?[^`])\1(?!`)/y],
+  ["code", /(?<!`)(`{1,20})(?!`)([\s\S]{0,2000}?[^`])\1(?!`)/y],
   ["escape", /\\([!-/:-@[-`{-~])/y],
-  ["link", /!?\[((?:[^[\]\\]|\\.|\[[^[\]]*\])*)\]\(\s*<?([^\s()<>]*(?:\([^\s()<>]*\)[^\s()<>]*)*)>?(?:\s+"[^"]*")?\s*\)/y],
-  ["auto", /<?(https?:\/\/[^\s<>"`]*[^\s<>"`.,:;!?'()[\]*_~、。」）])>?/y],
-  ["strong", /([*_])\1(?=\S)([\s\S]*?\S)\1\1(?!\1)/y],
-  ["strike", /(~~)(?=\S)([\s\S]*?\S)\1/y],
-  ["em", /(\*|_)(?=[^\s*_])([\s\S]*?[^\s*_])\1(?!\1)/y],
-  ["br", /(?: {2,}|\\)\n/y],
+  ["link", /!?\[((?:[^[\]\\]|\\.|\[[^[\]]{0,2000}\]){0,2000})\]\(\s{0,9}<?([^\s()<>]*(?:\([^\s()<>]*\)[^\s()<>]*)*)>?(?:\s{1,9}"[^"]{0,2000}")?\s{0,9}\)/y],
+  ["auto", /(?<![\p{L}\p{N}])<?(https?:\/\/[^\s<>"`]{0,4000}[^\s<>"`.,:;!?'()[\]*_~、。」）])>?/uy],
+  ["strong", /([*_])\1(?=\S)([\s\S]{0,2000}?\S)\1\1(?!\1)/y],
+  ["strike", /(~~)(?=\S)([\s\S]{0,2000}?\S)\1/y],
+  ["em", /(\*|_)(?=[^\s*_])([\s\S]{0,2000}?[^\s*_])\1(?!\1)/y],
+  ["br", /(?:(?<! ) {2,}|\\)\n/y],
 ];
 const STARTS = /[`\\![<h*_~ ]/g;
 const WORD = /[\p{L}\p{N}]/u;
@@ -56,7 +58,7 @@ function make(kind, found, text, depth) {
     case "link":
       return link(found[2], inner(found[1]));
     case "auto":
-      return WORD.test(text[found.index - 1] ?? "") ? null : link(found[1], [found[1]]);
+      return link(found[1], [found[1]]);
     case "br":
       return el("br");
     default:
