@@ -7,12 +7,13 @@ leaves a run folder, runs/rightsize-NAME.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(os.path.relpath(Path(__file__).parent))  # as it stands in the record
 NAMES = ("packages-en", "packages-ja", "entities-ja")
 DATA = Path("runs/rightsize-data")
 
