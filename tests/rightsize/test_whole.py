@@ -53,6 +53,7 @@ def test_a_changed_sample_is_noticed(tmp_path):
     assert "rungs.1.quality.value" in failed and "rungs/tfidf/samples.jsonl" in failed
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bit_for_bit_the_same(tmp_path, monkeypatch):
     path = write(tmp_path / "a.csv", noisy(200))
     task = Task(data=path, rungs=("majority", "tfidf", "scratch", "cascade"), transformer=TINY, trials=2)

@@ -36,6 +36,7 @@ def llm(smollm2_server, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_it_asks_goes_on_and_keeps_to_a_schema(llm):
     exact = ["-m", "local", "-o", "temperature", "0", "-o", "max_tokens", "20"]
     assert "Paris" in llm(*exact, "What is the capital of France?")
