@@ -13,6 +13,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from inazuma.errors import UserError
 from inazuma.ops import dense_attention, dispatch, dsa, select_tokens, sparse_attention, triton
@@ -35,6 +36,20 @@ def engine() -> None:
 def test_auto_does_not_take_the_interpreter() -> None:
     for dtype in (torch.float16, torch.float32, torch.bfloat16):
         assert engine_for(torch.zeros(1, dtype=dtype)) != "triton"
+
+
+def test_auto_takes_nvidias_gpus_and_amds_only_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeTensorMode():  # a tensor on a GPU that is not there
+        x = torch.zeros(1, device="cuda")
+        assert engine_for(x) == "triton"
+        monkeypatch.setattr(triton, "installed", lambda: False)
+        dispatch._warn_once.cache_clear()
+        with pytest.warns(RuntimeWarning, match="triton is not installed; the slow reference engine"):
+            assert engine_for(x) == "reference"
+        monkeypatch.undo()
+        monkeypatch.setattr(torch.version, "hip", "6.4")
+        assert engine_for(x) == "reference"
+        assert engine_for(x, engine="triton") == "triton"
 
 
 @needs_triton
@@ -180,6 +195,29 @@ def test_a_slab_of_any_size_gives_the_same() -> None:
         assert all(torch.equal(a, b) for a, b in zip(sparse_bits, results[-1][0], strict=True))
         for a, b in zip(dense_gradients, results[-1][1], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+@needs_triton
+@pytest.mark.parametrize("part", ["first columns", "detached", "last columns", "fewer"])
+def test_keys_are_owed_only_what_their_own_columns_are(part: str) -> None:
+    """Values in the keys' memory whose gradient is, or is not, a part of theirs."""
+    inputs = make_inputs(87, dtype=torch.float32, keys=21, groups=1, width=24)
+    views = {
+        "first columns": lambda k: k[..., :16],
+        "detached": lambda k: k.detach()[..., :16],
+        "last columns": lambda k: k[..., 8:],
+        "fewer": lambda k: k[..., :9],
+    }
+    kept = select_tokens(*inputs.index, 6)
+    found = []
+    for engine, q, k in (("triton", inputs.q, inputs.k), ("reference", inputs.q.double(), inputs.k.double())):
+        q, k = (x.clone().requires_grad_() for x in (q, k))
+        keys = k * 1.0  # no leaf: what the caller's graph makes of it comes before
+        outputs = [sparse_attention(q, keys, views[part](keys), kept, engine=engine)[0]]
+        outputs.append(dense_attention(q, k, views[part](k), engine=engine)[0])
+        found.append(torch.autograd.grad([x.square().sum() for x in outputs], (q, k)))
+    for ours, expected in zip(*found, strict=True):
+        assert (ours.double() - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @needs_triton

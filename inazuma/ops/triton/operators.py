@@ -306,8 +306,7 @@ def _attention_backward(
         ranges = query_ranges(first, last, 0, T, S, tile.keys)
         programs = ranges.shape[1] * G * B
         parts = max(1, min(triton.cdiv(tiles.SPLITS, programs), T * problem.widths.heads // tile.rows))
-        dtype = k.dtype if parts == 1 else torch.float32
-        sums = [x.new_empty(parts, *x.shape, dtype=dtype) for x in owed]
+        sums = [x.new_empty(parts, *x.shape, dtype=x.dtype if parts == 1 else torch.float32) for x in owed]
         backward_keys(parts * ranges.shape[1], whole, ranges, None, sums, parts)
         sums = [x.sum(0) for x in sums]
     else:
@@ -322,7 +321,7 @@ def _attention_backward(
                 backward_keys(chunk.size * blocks, chunk, None, pairs, contributions)
                 for x, contribution in zip(sums, contributions, strict=True):
                     pairs.add(contribution, x[chunk.batch])
-    dk, dv = (*(x.to(k.dtype) for x in sums), *[v.new_empty(0)] * merged)
+    dk, dv = (*(x.to(y.dtype) for x, y in zip(sums, owed, strict=True)), *[v.new_empty(0)] * merged)
     return dq, dk, dv, delta
 
 
@@ -344,7 +343,7 @@ def _differentiate_attention(ctx, dout, dlse):
     dsink = None
     if sink is not None:
         dsink = -((sink.float() - lse).exp() * delta).sum((0, 1)).to(sink.dtype)
-    return dq, dk, dv if dv.numel() else None, dsink, None, None, None, None, None
+    return dq, dk, None if ctx.merged else dv, dsink, None, None, None, None, None
 
 
 _attention.register_autograd(_differentiate_attention, setup_context=_save_attention)
