@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inazuma.evaluate.audit.declared import Declared
+from inazuma.evaluate.outcome import Outcome
 
-Outcome = Literal["correct", "wrong", "truncated", "no_answer", "refused", "infrastructure_error", "invalid_item"]
 Stop = Literal["end", "length", "context", "filter", "unknown"]
 """Why generation ended: by itself, at the limit of new tokens, at the model's window, by a content filter."""
 
