@@ -176,10 +176,10 @@ def texts(folder: Path, **lists: list[str]) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
 
 
-def split(folder: Path, test: str) -> Study:
+def split(folder: Path, test: str, train: str = "the cat sat on the mat and looked at the moon all night") -> Study:
     texts(
         folder,
-        train=["the cat sat on the mat and looked at the moon all night"],
+        train=[train],
         test=[test, "something else entirely"],
     )
     declared = Declared(texts=Texts(train_split=[Path("train.jsonl")], test_split=[Path("test.jsonl")]))
@@ -189,6 +189,18 @@ def split(folder: Path, test: str) -> Study:
 PAIRS["V07 near duplicate"] = (
     lambda folder: split(folder, "The cat sat on the mat and looked at the moon all week."),
     lambda folder: split(folder, "a dog lay under the table and slept through the whole long afternoon"),
+)
+
+
+PAIRS["V07 near duplicate without spaces"] = (
+    lambda folder: split(
+        folder,
+        "昨日の朝に私は駅前の古い喫茶店で友人と長い時間話をしていた。",
+        train="昨日の朝、私は駅前の古い喫茶店で友人と長い時間話をしていた",
+    ),
+    lambda folder: split(
+        folder, "明日は山の上で雪が降ると聞いた。", train="昨日の朝、私は駅前の古い喫茶店で友人と長い時間話をしていた"
+    ),
 )
 
 
