@@ -217,7 +217,7 @@ PAIRS["V19 reported"] = (
 def trained(shift: float) -> Study:
     losses = {step: 3.0 / step for step in range(1, 50)}
     other = losses | {30: losses[30] + shift}
-    runs = tuple(TrainingRun(Path(f"r{every}"), {"validate_every": every, "seed": 1}, row, every > 0)
+    runs = tuple(TrainingRun(Path(f"r{every}"), {"validate_every": every, "seed": 1}, row)
                  for every, row in ((10, losses), (0, other)))  # fmt: skip
     return Study(Path("r"), (), training=runs)
 

@@ -79,7 +79,7 @@ def _scores(stats: list[Any]) -> Iterator[Score]:
     for metric in _METRICS:
         mean = number(found[metric].get("mean")) if metric in found else None
         if mean is not None:
-            yield Score(metric, mean, n=_instances(found), where="stats.json")
+            yield Score(metric, mean, n=_instances(found))
 
 
 def _instances(found: dict[Any, Any]) -> int | None:
@@ -98,13 +98,13 @@ def _samples(folder: Path, metrics: list[str]) -> Iterator[Sample]:
             key = str(record["instance_id"]), record.get("train_trial_index", 0)
             values.setdefault(key, {}).update(stats)
     adapter = state.get("adapter_spec", {}) if isinstance(state, dict) else {}
-    for at, request in enumerate(required(state, "request_states", str(folder / "scenario_state.json"))):
+    for request in required(state, "request_states", str(folder / "scenario_state.json")):
         instance = request["instance"]
         if instance.get("perturbation") or request.get("request_mode") == "calibration":
             continue
         if request.get("reference_index"):
             continue  # one request for each choice: the first stands for the item
-        yield _sample(request, values, metrics, adapter, f"scenario_state.json: request {at + 1}")
+        yield _sample(request, values, metrics, adapter)
 
 
 def _sample(
@@ -112,7 +112,6 @@ def _sample(
     values: dict[tuple[str, int], dict[str, float | None]],
     metrics: list[str],
     adapter: dict[str, Any],
-    where: str,
 ) -> Sample:
     instance, asked, result = request["instance"], request.get("request", {}), request.get("result") or {}
     item, trial = str(instance.get("id")), request.get("train_trial_index", 0)
@@ -145,5 +144,4 @@ def _sample(
         chance=1 / len(outputs) if multiple and outputs else None,
         error=text(result.get("error")) or (None if result.get("success", True) else "the request failed"),
         metrics={metric: value for metric, value in stats.items() if value is not None},
-        where=where,
     )

@@ -126,11 +126,8 @@ def _sample(record: dict[str, Any], where: str) -> Sample:
         prompt_tokens_dropped=whole(record.get("prompt_tokens_dropped")),
         min_answer_tokens=whole(record.get("min_answer_tokens")),
         chance=number(record.get("chance")),
-        seed=whole(record.get("seed")),
-        batch_size=whole(record.get("batch_size")),
         error=text(record.get("error")),
         witness=_witness(record),
-        where=where,
     )
 
 
@@ -184,8 +181,6 @@ def _collect(value: Any, tasks: dict[str, str], found: dict[str, list[Score]], t
                 _pair(interval),
                 whole(value.get("n")),
                 _pair(bounds),
-                number(value.get("completed")),
-                "result.json",
             )
         )
         return
