@@ -170,6 +170,14 @@ def test_inazuma_verify_gives_the_same_verdicts(lessons):
     }
 
 
+def test_zero_is_a_value_in_the_claims_file():
+    gain = Statement(
+        id="gain", text="", stated="2", found=1.5, direction="at least", interval=(0.5, 2.5), no_effect=0, within=0
+    )
+    figure = gallery.claim("some_lesson", gain)["figures"]["figure"]
+    assert gain.claim == "direction only" and (figure["no_effect"], figure["within"]) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("figure", "claim"),
     [
