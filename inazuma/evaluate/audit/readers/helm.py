@@ -91,15 +91,21 @@ def _samples(folder: Path, metrics: list[str]) -> Iterator[Sample]:
         return
     state, values = read_json(folder / "scenario_state.json"), {}
     if (folder / "per_instance_stats.json").is_file():
-        for record in read_json(folder / "per_instance_stats.json"):
+        path = folder / "per_instance_stats.json"
+        for at, record in enumerate(read_json(path), start=1):
             if "perturbation" in record:
                 continue
-            stats = {stat["name"]["name"]: number(stat.get("mean", stat.get("sum"))) for stat in record["stats"]}
-            key = str(record["instance_id"]), record.get("train_trial_index", 0)
+            where = f"{path}: record {at}"
+            stats = {
+                required(required(stat, "name", where), "name", where): number(stat.get("mean", stat.get("sum")))
+                for stat in required(record, "stats", where)
+            }
+            key = str(required(record, "instance_id", where)), record.get("train_trial_index", 0)
             values.setdefault(key, {}).update(stats)
     adapter = state.get("adapter_spec", {}) if isinstance(state, dict) else {}
-    for request in required(state, "request_states", str(folder / "scenario_state.json")):
-        instance = request["instance"]
+    path = folder / "scenario_state.json"
+    for at, request in enumerate(required(state, "request_states", str(path)), start=1):
+        instance = required(request, "instance", f"{path}: request {at}")
         if instance.get("perturbation") or request.get("request_mode") == "calibration":
             continue
         if request.get("reference_index"):
