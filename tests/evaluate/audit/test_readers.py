@@ -17,7 +17,8 @@ from benchmarks.audit_logs import FORMATS, write
 from benchmarks.audit_simulated import choices, log_of, respond, sums
 from inazuma.errors import UserError
 from inazuma.evaluate.audit.log import Sample
-from inazuma.evaluate.audit.readers import read_study
+from inazuma.evaluate.audit.readers import inazuma_run, read_study
+from inazuma.evaluate.tasks import FAMILIES
 
 ITEMS = [{"question": f"What is {i} + {i}?", "answer": str(2 * i), "choices": [str(2 * i), str(2 * i + 1)], "gold": 0}
          for i in range(1, 31)]  # fmt: skip
@@ -208,6 +209,10 @@ def halve(path: Path) -> None:
 def run(tmp_path: Path) -> Path:
     random = np.random.default_rng(5)
     return write(log_of(respond(random, sums(random, 20), 0.5), "inazuma", model="m"), tmp_path, "inazuma")
+
+
+def test_every_long_context_family_of_this_project_is_known_to_v18() -> None:
+    assert set(inazuma_run._FAMILIES) == set(FAMILIES)
 
 
 def test_an_edited_run(run: Path) -> None:
