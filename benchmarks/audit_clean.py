@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.audit_logs import FORMATS, write
-from benchmarks.audit_planted import _texts, declare, size, some_of
+from benchmarks.audit_planted import declare, size, some_of, write_texts
 from benchmarks.audit_simulated import (
     METRIC,
     MODELS,
@@ -206,9 +206,9 @@ def splits_apart(random: Random, folder: Path, i: int) -> None:
     texts = [
         {"text": " ".join(pick(random, vocabulary) for _ in range(25)), "group": f"g{at % 30}"} for at in range(300)
     ]
-    _texts(folder / "train.jsonl", texts[:200])
-    _texts(folder / "test.jsonl", [{**text, "group": f"h{at % 9}"} for at, text in enumerate(texts[200:])])
-    _texts(folder / "corpus.jsonl", texts)
+    write_texts(folder / "train.jsonl", texts[:200])
+    write_texts(folder / "test.jsonl", [{**text, "group": f"h{at % 9}"} for at, text in enumerate(texts[200:])])
+    write_texts(folder / "corpus.jsonl", texts)
     facts = {
         "texts": {
             "train_split": ["train.jsonl"],

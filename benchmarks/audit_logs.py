@@ -59,8 +59,6 @@ _SAMPLE = (
     "prompt_tokens_dropped",
     "min_answer_tokens",
     "chance",
-    "seed",
-    "batch_size",
     "error",
     "witness",
 )

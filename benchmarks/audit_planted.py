@@ -32,7 +32,6 @@ from inazuma.evaluate.audit.log import Sample
 
 Planter = Callable[[Random, Path, int], None]
 PLANTERS: dict[str, Planter] = {}
-WITH_STOPS = ("inazuma", "inspect", "inspect-json", "helm")
 
 
 def plants(rule: str) -> Callable[[Planter], Planter]:
@@ -255,7 +254,7 @@ def extraction(random: Random, folder: Path, i: int) -> None:
     write(log_of(samples, form, model=pick(random, MODELS)), folder, form)
 
 
-def _texts(path: Path, records: list[dict[str, Any]]) -> None:
+def write_texts(path: Path, records: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
@@ -288,8 +287,8 @@ def leakage(random: Random, folder: Path, i: int) -> None:
             test[at]["group"] = f"user-{int(random.integers(20))}"
     else:
         facts["fitted_on"] = [pick(random, ["all", "test"])]
-    _texts(folder / "train.jsonl", train)
-    _texts(folder / "test.jsonl", test)
+    write_texts(folder / "train.jsonl", train)
+    write_texts(folder / "test.jsonl", test)
     declare(folder, texts=facts)
 
 
@@ -308,7 +307,7 @@ def contamination(random: Random, folder: Path, i: int) -> None:
         elif i % 4 == 2:  # other case and punctuation, without the end
             text = text.upper().replace(",", " ").rsplit(" ", 3)[0]
         corpus[int(random.integers(60))]["text"] += f" {text} {items[at].target}"
-    _texts(folder / "corpus.jsonl", corpus)
+    write_texts(folder / "corpus.jsonl", corpus)
     declare(folder, texts={"pretraining": ["corpus.jsonl"]})
 
 

@@ -58,9 +58,14 @@ def claim(name: str, one: Statement) -> dict[str, Any]:
         entry["source"] = dict(zip(("url", "quote"), one.source, strict=True))
     if one.missing is not None:
         return entry | {"missing": one.missing}
-    optional = {"within": one.within, "direction": one.direction, "no_effect": one.no_effect, "margin": one.margin}
+    optional = {
+        "within": one.within,
+        "direction": one.direction,
+        "no_effect": one.no_effect,
+        "margin": one.margin or None,
+    }
     figure = {"value": one.stated, "formula": "value", "record": f"records/{name}.json", "field": f"{one.id}.found"}
-    figure |= {key: value for key, value in optional.items() if value}
+    figure |= {key: value for key, value in optional.items() if value is not None}
     if one.interval is not None:
         figure["interval"] = {"field": f"{one.id}.interval"}
     entry["figures"] = {"figure": figure}

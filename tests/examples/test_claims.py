@@ -23,6 +23,8 @@ import lesson as lessons_module  # noqa: E402
 import untuned_baseline  # noqa: E402
 from lesson import Lesson, Statement  # noqa: E402
 
+from inazuma.runs.claims import check_claims  # noqa: E402
+
 VERDICTS = {
     "river_crossing": {
         "models-fail": ("V04", "not judged"),
@@ -155,8 +157,7 @@ def test_the_claims_file_is_that_of_the_lessons(lessons, tmp_path):
 
 
 def test_inazuma_verify_gives_the_same_verdicts(lessons):
-    judge = pytest.importorskip("inazuma.runs.claims")
-    report = judge.check_claims(GALLERY / "claims.yaml")
+    report = check_claims(GALLERY / "claims.yaml")
     judged = {one.id: (one.measurement, " ".join(one.rules), one.claim) for one in report.claims}
     assert judged == {
         f"{name}.{id}": (
@@ -167,6 +168,14 @@ def test_inazuma_verify_gives_the_same_verdicts(lessons):
         for name, statements in VERDICTS.items()
         for id, (rules, claim) in statements.items()
     }
+
+
+def test_zero_is_a_value_in_the_claims_file():
+    gain = Statement(
+        id="gain", text="", stated="2", found=1.5, direction="at least", interval=(0.5, 2.5), no_effect=0, within=0
+    )
+    figure = gallery.claim("some_lesson", gain)["figures"]["figure"]
+    assert gain.claim == "direction only" and (figure["no_effect"], figure["within"]) == (0, 0)
 
 
 @pytest.mark.parametrize(

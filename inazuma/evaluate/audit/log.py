@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inazuma.evaluate.audit.declared import Declared
+from inazuma.evaluate.outcome import Outcome
 
-Outcome = Literal["correct", "wrong", "truncated", "no_answer", "refused", "infrastructure_error", "invalid_item"]
 Stop = Literal["end", "length", "context", "filter", "unknown"]
 """Why generation ended: by itself, at the limit of new tokens, at the model's window, by a content filter."""
 
@@ -47,15 +47,12 @@ class Sample:
     prompt_tokens_dropped: int | None = None
     min_answer_tokens: int | None = None
     chance: float | None = None
-    seed: int | None = None
-    batch_size: int | None = None
     error: str | None = None
     witness: bool | None = None
     """Whether a solution of the item was proven to exist."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     content: str | None = None
     """A hash of the item itself, where the log holds one: the same name may stand for another item elsewhere."""
-    where: str = ""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -74,9 +71,6 @@ class Score:
     n: int | None = None
     bounds: tuple[float, float] | None = None
     """Worst and best case, given the samples that are no evidence."""
-    completed: float | None = None
-    """The same score on completed samples only."""
-    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,4 +132,3 @@ class TrainingRun:
     path: Path
     config: Mapping[str, Any]
     losses: Mapping[int, float]
-    validated: bool

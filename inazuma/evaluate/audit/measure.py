@@ -55,11 +55,5 @@ def unpaired_p(x: np.ndarray, y: np.ndarray) -> float:
     return float(2 * stats.norm.sf(abs(x.mean() - y.mean()) / error)) if error > 0 else 1.0
 
 
-def detectable(difference: np.ndarray, power: float = 0.8, level: float = 0.05) -> float:
-    """The smallest true difference that a paired test of these items finds with `power`."""
-    spread = float(difference.std(ddof=1)) if len(difference) > 1 else math.nan
-    return float(stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)) * spread / math.sqrt(len(difference))
-
-
 def percent(x: float) -> str:
     return f"{100 * x:.1f} %"

@@ -1,4 +1,4 @@
-"""Comparing texts: normal forms, shared stretches of words, near duplicates."""
+"""Comparing texts: normal forms, shared stretches of words, what an answer says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-_WORD = re.compile(r"\w+")
+from inazuma.evaluate.overlap import words_of
 
 
 def normal(value: str) -> str:
@@ -15,19 +15,10 @@ def normal(value: str) -> str:
     return value.strip(" .,:;!?\"'`*()[]{}$")
 
 
-def words(value: str) -> list[str]:
-    return _WORD.findall(unicodedata.normalize("NFKC", value).casefold())
-
-
 def grams(value: str, n: int) -> set[tuple[str, ...]]:
     """The runs of n words; the whole text where it has fewer."""
-    found = words(value)
+    found = words_of(value)
     return {tuple(found[at : at + n]) for at in range(max(1, len(found) - n + 1))} if found else set()
-
-
-def similarity(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
-    """Jaccard's: shared over all."""
-    return len(a & b) / len(a | b) if a and b else 0.0
 
 
 def as_number(value: str) -> float | None:

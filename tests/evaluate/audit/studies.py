@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from inazuma.evaluate.audit import RULES, judge
 from inazuma.evaluate.audit.declared import Declared
 from inazuma.evaluate.audit.log import Log, Sample, Score, Study, Task
 
@@ -63,3 +64,9 @@ def study(*logs: Log, path: Path = Path("results"), declared: Declared | None = 
 def one(some: Sequence[Sample], **facts: Any) -> Study:
     """A study of one log with one task."""
     return study(log(task(some, **facts)))
+
+
+def verdict(rule: str, made: Study) -> str:
+    """What one rule alone says of the study."""
+    (module,) = (one_rule for one_rule in RULES if rule == one_rule.NUMBER)
+    return judge(made, rules=[module]).rules[rule]

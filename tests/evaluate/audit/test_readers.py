@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from benchmarks.audit_logs import FORMATS, write
 from benchmarks.audit_simulated import choices, log_of, respond, sums
 from inazuma.errors import UserError
 from inazuma.evaluate.audit.log import Sample
-from inazuma.evaluate.audit.readers import read_study
+from inazuma.evaluate.audit.readers import inazuma_run, read_study
+from inazuma.evaluate.tasks import FAMILIES
 
 ITEMS = [{"question": f"What is {i} + {i}?", "answer": str(2 * i), "choices": [str(2 * i), str(2 * i + 1)], "gold": 0}
          for i in range(1, 31)]  # fmt: skip
@@ -208,6 +211,10 @@ def run(tmp_path: Path) -> Path:
     return write(log_of(respond(random, sums(random, 20), 0.5), "inazuma", model="m"), tmp_path, "inazuma")
 
 
+def test_every_long_context_family_of_this_project_is_known_to_v18() -> None:
+    assert set(inazuma_run._FAMILIES) == set(FAMILIES)
+
+
 def test_an_edited_run(run: Path) -> None:
     from inazuma.files import sha256
 
@@ -279,6 +286,27 @@ def test_other_formats_cut_in_half(form: str, name: str, tmp_path: Path) -> None
     (path,) = tmp_path.rglob(name)
     halve(path)
     with pytest.raises(UserError, match=path.name.replace("|", r"\|")):
+        read_study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "inside"),
+    [
+        ("scenario_state.json", "instance", lambda record: record["request_states"][2]),
+        ("per_instance_stats.json", "stats", lambda record: record[2]),
+        ("per_instance_stats.json", "instance_id", lambda record: record[2]),
+        ("per_instance_stats.json", "name", lambda record: record[2]["stats"][0]),
+    ],
+)
+def test_helm_of_another_version(
+    name: str, field: str, inside: Callable[[Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    random = np.random.default_rng(5)
+    folder = write(log_of(respond(random, sums(random, 20), 0.5), "helm", model="m"), tmp_path, "helm")
+    record = json.loads((folder / name).read_text())
+    del inside(record)[field]
+    (folder / name).write_text(json.dumps(record))
+    with pytest.raises(UserError, match=rf"{name}: re\w+ 3: no field '{field}'"):
         read_study(tmp_path)
 
 

@@ -10,18 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from inazuma.evaluate.audit import RULES, judge
 from inazuma.evaluate.audit.declared import Declared, Texts
 from inazuma.evaluate.audit.log import Sample, Study
-from tests.evaluate.audit.studies import log, one, sample, samples, score, study, task
+from tests.evaluate.audit.studies import log, one, sample, samples, score, study, task, verdict
 
 Maker = Callable[[Path], Study]
 PAIRS: dict[str, tuple[Maker, Maker]] = {}
-
-
-def verdict(rule: str, made: Study) -> str:
-    (module,) = (one_rule for one_rule in RULES if rule == one_rule.NUMBER)
-    return judge(made, rules=[module]).rules[rule]
 
 
 def cut(at: int, **facts: object) -> Sample:
@@ -171,15 +165,26 @@ PAIRS["V06 empty is right"] = (
 )
 
 
+PAIRS["V06 nothing extracted"] = (
+    lambda _: one([*samples(30, 40, outcome=None), *(_unextracted(at, None) for at in range(40, 43))]),
+    # Where it has an outcome of its own, it is reported.
+    lambda _: one([*samples(30, 40), *(_unextracted(at, "no_answer") for at in range(40, 43))]),
+)
+
+
+def _unextracted(at: int, outcome: str | None) -> Sample:
+    return sample(at, False, answer="I would rather not say.", extracted="[invalid]", outcome=outcome)
+
+
 def texts(folder: Path, **lists: list[str]) -> None:
     for name, lines in lists.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
 
 
-def split(folder: Path, test: str) -> Study:
+def split(folder: Path, test: str, train: str = "the cat sat on the mat and looked at the moon all night") -> Study:
     texts(
         folder,
-        train=["the cat sat on the mat and looked at the moon all night"],
+        train=[train],
         test=[test, "something else entirely"],
     )
     declared = Declared(texts=Texts(train_split=[Path("train.jsonl")], test_split=[Path("test.jsonl")]))
@@ -190,6 +195,30 @@ PAIRS["V07 near duplicate"] = (
     lambda folder: split(folder, "The cat sat on the mat and looked at the moon all week."),
     lambda folder: split(folder, "a dog lay under the table and slept through the whole long afternoon"),
 )
+
+
+PAIRS["V07 near duplicate without spaces"] = (
+    lambda folder: split(
+        folder,
+        "昨日の朝に私は駅前の古い喫茶店で友人と長い時間話をしていた。",
+        train="昨日の朝、私は駅前の古い喫茶店で友人と長い時間話をしていた",
+    ),
+    lambda folder: split(
+        folder, "明日は山の上で雪が降ると聞いた。", train="昨日の朝、私は駅前の古い喫茶店で友人と長い時間話をしていた"
+    ),
+)
+
+
+def split_of(folder: Path, group: str, fitted_on: str) -> Study:
+    made = split(folder, "a dog lay under the table and slept through the whole long afternoon")
+    for name, who in (("train", "ann"), ("test", group)):
+        line = {"text": f"what {name} holds is about other things", "group": who}
+        (folder / f"{name}.jsonl").write_text(json.dumps(line))
+    return replace(made, declared=Declared(texts=replace(made.declared.texts, fitted_on=[fitted_on])))
+
+
+PAIRS["V07 groups"] = (lambda f: split_of(f, "ann", "train"), lambda f: split_of(f, "bob", "train"))
+PAIRS["V07 fitted"] = (lambda f: split_of(f, "bob", "all"), lambda f: split_of(f, "bob", "train"))
 
 
 def with_examples(folder: Path, shown: int) -> Study:
@@ -229,10 +258,15 @@ PAIRS["V11 passages"] = (
     # The standard error of 20 passages' means of 0 or 1.
     lambda _: passages(math.sqrt(0.6 * 0.4 / 19)),
 )
-PAIRS["V11 repeats"] = (
-    lambda _: one([replace(sample(at, at < 30), repeat=r) for at in range(50) for r in range(4)]),
-    lambda _: passages(math.sqrt(0.6 * 0.4 / 19)),
-)
+
+
+def repeats(**facts: float) -> Study:
+    """50 items asked four times, each with the same answer every time."""
+    some = [replace(sample(at, at < 30), repeat=r) for at in range(50) for r in range(4)]
+    return one(some, scores=(score(some, **facts),))
+
+
+PAIRS["V11 repeats"] = (lambda _: repeats(), lambda _: repeats(stderr=math.sqrt(0.6 * 0.4 / 49)))
 PAIRS["V21 field"] = (
     lambda _: one([*samples(30, 49), sample(49, False, error="connection reset", answer="")]),
     lambda _: one([*samples(30, 49), sample(49, outcome="infrastructure_error", score=None, error="connection reset")]),
@@ -267,6 +301,21 @@ PAIRS["V22 without samples"] = (
     lambda _: study(log(replace(task(samples(6, 10)), samples=(), scores=(score(samples(6, 10), stderr=0.0),)))),
     lambda _: study(log(replace(task(samples(6, 10)), samples=(), scores=(score(samples(6, 10)),)))),
 )
+PAIRS["V22 interval beside the score"] = (
+    lambda _: reported(stderr=None, interval=(0.61, 0.71)),
+    lambda _: reported(stderr=None, interval=(0.551, 0.647)),
+)
+PAIRS["V22 root of the draws, without samples"] = (
+    lambda _: unsampled(stderr=CLOSED / math.sqrt(1000)),
+    lambda _: unsampled(stderr=CLOSED),
+)
+
+
+def unsampled(**facts: float) -> Study:
+    some = samples(240, 400)
+    return study(log(replace(task(some), samples=(), scores=(score(some, **facts),))))
+
+
 PAIRS["V24 chance"] = (
     lambda _: one([choice(at, at < 38) for at in range(100)]),
     lambda _: one([choice(at, at < 50) for at in range(100)]),

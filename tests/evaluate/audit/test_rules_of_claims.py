@@ -12,19 +12,13 @@ from typing import Any
 import pytest
 
 from inazuma import config
-from inazuma.evaluate.audit import RULES, judge
 from inazuma.evaluate.audit.declared import Declared
 from inazuma.evaluate.audit.log import Study, TrainingRun
 from inazuma.evaluate.audit.readers.training_run import started
 from inazuma.runs import Run
-from tests.evaluate.audit.studies import log, one, sample, samples, score, study, task
+from tests.evaluate.audit.studies import log, one, sample, samples, score, study, task, verdict
 
 PAIRS: dict[str, tuple[Callable[[], Study], Callable[[], Study]]] = {}
-
-
-def verdict(rule: str, made: Study) -> str:
-    (module,) = (one_rule for one_rule in RULES if rule == one_rule.NUMBER)
-    return judge(made, rules=[module]).rules[rule]
 
 
 def declared(made: Study | None = None, **facts: Any) -> Study:
@@ -130,7 +124,7 @@ pairs(
         "said to be the best": {"statistic": "best", "reported": 0.7},
         "the best called a mean": {"reported": 0.7},
         "launched more": {"launched": 4},
-        "one of them": {"statistic": "single", "values": [0.7], "launched": 1 + 2},
+        "one of them": {"statistic": "single", "values": [], "reported": 0.7},
     },
     {},
 )
@@ -212,12 +206,15 @@ PAIRS["V19 reported"] = (
     lambda: twice(1),
     lambda: declared(twice(1), repeatability=[{"what": "batch", "n": 40, "flips": 1, "reported": True}]),
 )
+PAIRS["V19 declared"] = tuple(
+    (lambda flips=flips: declared(repeatability=[{"what": "batch", "n": 40, "flips": flips}])) for flips in (1, 0)
+)
 
 
 def trained(shift: float) -> Study:
     losses = {step: 3.0 / step for step in range(1, 50)}
     other = losses | {30: losses[30] + shift}
-    runs = tuple(TrainingRun(Path(f"r{every}"), {"validate_every": every, "seed": 1}, row, every > 0)
+    runs = tuple(TrainingRun(Path(f"r{every}"), {"validate_every": every, "seed": 1}, row)
                  for every, row in ((10, losses), (0, other)))  # fmt: skip
     return Study(Path("r"), (), training=runs)
 
@@ -255,6 +252,7 @@ pairs(
     {
         "short": {"seconds": 4.0},
         "idle": {"idle_subtracted": False},
+        "less than idling": {"source": "estimate", "marked_estimated": True, "idle_subtracted": False, "joules": 90.0},
         "early": {"synchronized": False},
         "cold": {"warmed_up": False},
         "polled": {"source": "polled power"},

@@ -79,7 +79,7 @@ def _scores(stats: list[Any]) -> Iterator[Score]:
     for metric in _METRICS:
         mean = number(found[metric].get("mean")) if metric in found else None
         if mean is not None:
-            yield Score(metric, mean, n=_instances(found), where="stats.json")
+            yield Score(metric, mean, n=_instances(found))
 
 
 def _instances(found: dict[Any, Any]) -> int | None:
@@ -91,20 +91,26 @@ def _samples(folder: Path, metrics: list[str]) -> Iterator[Sample]:
         return
     state, values = read_json(folder / "scenario_state.json"), {}
     if (folder / "per_instance_stats.json").is_file():
-        for record in read_json(folder / "per_instance_stats.json"):
+        path = folder / "per_instance_stats.json"
+        for at, record in enumerate(read_json(path), start=1):
             if "perturbation" in record:
                 continue
-            stats = {stat["name"]["name"]: number(stat.get("mean", stat.get("sum"))) for stat in record["stats"]}
-            key = str(record["instance_id"]), record.get("train_trial_index", 0)
+            where = f"{path}: record {at}"
+            stats = {
+                required(required(stat, "name", where), "name", where): number(stat.get("mean", stat.get("sum")))
+                for stat in required(record, "stats", where)
+            }
+            key = str(required(record, "instance_id", where)), record.get("train_trial_index", 0)
             values.setdefault(key, {}).update(stats)
     adapter = state.get("adapter_spec", {}) if isinstance(state, dict) else {}
-    for at, request in enumerate(required(state, "request_states", str(folder / "scenario_state.json"))):
-        instance = request["instance"]
+    path = folder / "scenario_state.json"
+    for at, request in enumerate(required(state, "request_states", str(path)), start=1):
+        instance = required(request, "instance", f"{path}: request {at}")
         if instance.get("perturbation") or request.get("request_mode") == "calibration":
             continue
         if request.get("reference_index"):
             continue  # one request for each choice: the first stands for the item
-        yield _sample(request, values, metrics, adapter, f"scenario_state.json: request {at + 1}")
+        yield _sample(request, values, metrics, adapter)
 
 
 def _sample(
@@ -112,7 +118,6 @@ def _sample(
     values: dict[tuple[str, int], dict[str, float | None]],
     metrics: list[str],
     adapter: dict[str, Any],
-    where: str,
 ) -> Sample:
     instance, asked, result = request["instance"], request.get("request", {}), request.get("result") or {}
     item, trial = str(instance.get("id")), request.get("train_trial_index", 0)
@@ -145,5 +150,4 @@ def _sample(
         chance=1 / len(outputs) if multiple and outputs else None,
         error=text(result.get("error")) or (None if result.get("success", True) else "the request failed"),
         metrics={metric: value for metric, value in stats.items() if value is not None},
-        where=where,
     )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from inazuma.errors import UserError
 from inazuma.evaluate.audit.files import number, required, strict_lines, text, whole
-from inazuma.evaluate.audit.log import Log, Outcome, Sample, Score, Stop, Task
+from inazuma.evaluate.audit.log import Log, Sample, Score, Stop, Task
+from inazuma.evaluate.outcome import OUTCOMES, SAMPLES
 from inazuma.files import read_json, sha256
 from inazuma.runs.run import MANIFEST, Run
+from inazuma.runs.verify import RESULT
 
-SAMPLES = "samples.jsonl"
 _FAMILIES = {
     "single-key-recall": "recall",
     "multi-key-recall": "recall",
@@ -99,8 +100,8 @@ def _family(config: dict[str, Any], name: str) -> str | None:
 
 def _sample(record: dict[str, Any], where: str) -> Sample:
     outcome = required(record, "outcome", where)
-    if outcome not in get_args(Outcome):
-        raise UserError(f"{where}: unknown outcome {outcome!r}; known are {', '.join(get_args(Outcome))}")
+    if outcome not in OUTCOMES:
+        raise UserError(f"{where}: unknown outcome {outcome!r}; known are {', '.join(OUTCOMES)}")
     choices = record.get("choices")
     target, stop = text(record.get("target")), text(record.get("stop_reason"))
     return Sample(
@@ -125,11 +126,8 @@ def _sample(record: dict[str, Any], where: str) -> Sample:
         prompt_tokens_dropped=whole(record.get("prompt_tokens_dropped")),
         min_answer_tokens=whole(record.get("min_answer_tokens")),
         chance=number(record.get("chance")),
-        seed=whole(record.get("seed")),
-        batch_size=whole(record.get("batch_size")),
         error=text(record.get("error")),
         witness=_witness(record),
-        where=where,
     )
 
 
@@ -156,7 +154,7 @@ def _prompt(value: Any) -> str | None:
 
 def _scores(folder: Path, tasks: dict[str, str]) -> dict[str, list[Score]]:
     """The reported figures: mappings with a `score` or `as_scored` below a task's name, anywhere in `result.json`."""
-    path = folder / "result.json"
+    path = folder / RESULT
     if not path.is_file():
         return {}
     result = read_json(path)
@@ -183,8 +181,6 @@ def _collect(value: Any, tasks: dict[str, str], found: dict[str, list[Score]], t
                 _pair(interval),
                 whole(value.get("n")),
                 _pair(bounds),
-                number(value.get("completed")),
-                "result.json",
             )
         )
         return

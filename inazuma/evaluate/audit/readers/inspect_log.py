@@ -83,7 +83,7 @@ def _log(path: Path, log: EvalLog) -> Log:
         # Without a model of its own, a model-graded scorer asks the model under test.
         named = (judged.options or {}).get("model")
         judge = named if isinstance(named, str) else str(log.eval.model)
-    samples = tuple(_sample(sample, config.max_tokens, path.name) for sample in log.samples or [])
+    samples = tuple(_sample(sample, config.max_tokens) for sample in log.samples or [])
     scores = tuple(_scores(results.scores)) if results else ()
     names = ", ".join(s.name for s in scorers)
     return Log(
@@ -109,10 +109,10 @@ def _scores(scores: list[Any]) -> Iterator[Score]:
             interval = (float(values["ci_lower"]), float(values["ci_upper"]))
         for name, value in values.items():
             if not name.startswith(("stderr", "std", "var", "ci", "bootstrap_stderr")):
-                yield Score(name, float(value), stderr, interval, whole(score.scored_samples), where=score.name)
+                yield Score(name, float(value), stderr, interval, whole(score.scored_samples))
 
 
-def _sample(sample: EvalSample, limit: int | None, file: str) -> Sample:
+def _sample(sample: EvalSample, limit: int | None) -> Sample:
     output = sample.output
     score = next(iter((sample.scores or {}).values()), None)
     value = None
@@ -146,5 +146,4 @@ def _sample(sample: EvalSample, limit: int | None, file: str) -> Sample:
         chance=1 / len(choices) if choices else number(metadata.get("chance")),
         error=sample.error.message if sample.error else None,
         witness=metadata.get("witness") if isinstance(metadata.get("witness"), bool) else None,
-        where=f"{file}: sample {sample.id}",
     )

@@ -86,7 +86,7 @@ def _scores(figures: dict[str, Any], n: int | None) -> Iterator[Score]:
     for metric, value in figures.items():
         figure = number(value)
         if figure is not None and not metric.endswith("_stderr"):
-            yield Score(metric, figure, number(figures.get(f"{metric}_stderr")), None, n, where=metric)
+            yield Score(metric, figure, number(figures.get(f"{metric}_stderr")), None, n)
 
 
 def _samples(path: Path, scores: tuple[Score, ...], limit: int | None) -> Iterator[Sample]:
@@ -124,7 +124,6 @@ def _samples(path: Path, scores: tuple[Score, ...], limit: int | None) -> Iterat
             prompt_tokens_dropped=whole(response.get("truncated_tokens_count")),
             chance=1 / len(choices) if multiple else None,
             metrics=metrics,
-            where=where,
         )
 
 

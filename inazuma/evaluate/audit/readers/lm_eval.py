@@ -133,7 +133,7 @@ def _scores(figures: dict[str, Any], which: str | None) -> Iterator[Score]:
         if figure is None or metric.endswith("_stderr") or (which is not None and filter_name != which):
             continue
         stderr = number(figures.get(f"{metric}_stderr,{filter_name}"))
-        yield Score(metric, figure, stderr, None, whole(figures.get("sample_len")), where=key)
+        yield Score(metric, figure, stderr, None, whole(figures.get("sample_len")))
 
 
 def _sample(
@@ -168,7 +168,6 @@ def _sample(
         max_tokens=whole(options.get("max_gen_toks")),
         chance=1 / len(choices) if choices else None,
         metrics=metrics,
-        where=where,
     )
 
 

@@ -19,15 +19,12 @@ def read_all(path: Path) -> Iterator[TrainingRun]:
         if not manifest.is_file() or not (folder / METRICS).is_file() or (folder / METRICS).stat().st_size == 0:
             continue
         losses: dict[int, float] = {}
-        validated = False
         for _, line in strict_lines(folder / METRICS):
             step, loss = whole(line.get("step")), number(line.get("loss"))
-            if line.get("kind") == "validate" or line.get("kind") == "validation":
-                validated = True
-            elif line.get("kind") == "train" and step is not None and loss is not None:
+            if line.get("kind") == "train" and step is not None and loss is not None:
                 losses[step] = loss
         if losses:
-            yield TrainingRun(folder, Run.open(folder).manifest["config"], losses, validated)
+            yield TrainingRun(folder, Run.open(folder).manifest["config"], losses)
 
 
 def started(path: Path, logs: Sequence[Path]) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from inazuma.evaluate.audit.corpora import near_duplicates, read_texts
 from inazuma.evaluate.audit.finding import Found, Undecided, Word, some
 from inazuma.evaluate.audit.log import Study, Task
-from inazuma.evaluate.audit.text import normal, words
+from inazuma.evaluate.audit.text import normal
+from inazuma.evaluate.overlap import words_of
 
 NUMBER = "V07"
 TITLE = "Leakage between splits"
@@ -51,7 +52,7 @@ def _examples(task: Task, name: str) -> Iterator[Word]:
     asked = {
         s.item: (normal(s.question), s.target)
         for s in task.samples
-        if s.question and s.target and len(words(s.question)) >= _SHORTEST
+        if s.question and s.target and len(words_of(s.question)) >= _SHORTEST
     }
     # A text that several items share (a passage) or that is part of another question says nothing.
     counts = Counter(question for question, _ in asked.values())
@@ -65,7 +66,7 @@ def _examples(task: Task, name: str) -> Iterator[Word]:
             continue
         for item, (question, target) in asked.items():
             after = examples.partition(question)[2] if counts[question] == 1 else ""
-            if after and set(words(target)) <= set(words(after[: _NEAR + len(target)])):
+            if after and set(words_of(target)) <= set(words_of(after[: _NEAR + len(target)])):
                 leaked[item] = None
     if leaked:
         items = tuple(leaked)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from inazuma.evaluate.audit.corpora import read_texts
 from inazuma.evaluate.audit.finding import Found, Undecided, Word, some
 from inazuma.evaluate.audit.log import Study
-from inazuma.evaluate.audit.text import grams, words
+from inazuma.evaluate.audit.text import grams
+from inazuma.evaluate.overlap import words_of
 
 NUMBER = "V08"
 TITLE = "Contamination by the training texts"
@@ -33,12 +34,12 @@ def check(study: Study) -> Iterator[Word]:
         for _, task, name in study.tasks()
         for sample in task.samples
     }
-    runs = {key: grams(text, _RUN) for key, text in asked.items() if len(words(text)) >= _SHORTEST}
+    runs = {key: grams(text, _RUN) for key, text in asked.items() if len(words_of(text)) >= _SHORTEST}
     sizes = {len(run) for own in runs.values() for run in own}
     wanted = {run for own in runs.values() for run in own}
     seen: set[tuple[str, ...]] = set()
     for text, _ in read_texts(folder, texts.pretraining):
-        found = words(text)
+        found = words_of(text)
         for size in sizes:
             seen |= {run for at in range(len(found) - size + 1) if (run := tuple(found[at : at + size])) in wanted}
     short = len(asked) - len(runs)

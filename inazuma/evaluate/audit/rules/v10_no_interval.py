@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from inazuma.evaluate.audit.compared import pairs
 from inazuma.evaluate.audit.finding import Found, Nothing, Undecided, Word
 from inazuma.evaluate.audit.log import Study
-from inazuma.evaluate.audit.measure import binary, detectable, paired_p, percent, values
-from inazuma.runs.intervals import wilson
+from inazuma.evaluate.audit.measure import binary, paired_p, percent, values
+from inazuma.runs.intervals import minimum_detectable_effect, standard_error, wilson
 
 NUMBER = "V10"
 TITLE = "No interval, or too few items for the claim"
@@ -46,7 +46,7 @@ def check(study: Study) -> Iterator[Word]:
         if pair.x is None or len(pair.x) < 2:
             yield Undecided(pair.name, "the items of both sides are not here")
             continue
-        smallest = detectable(pair.x - pair.y)
+        smallest = minimum_detectable_effect(standard_error(pair.x - pair.y))
         # A difference that the paired test finds was shown, however few items it took.
         unseen = paired_p(pair.x, pair.y) >= _LEVEL
         if unseen and abs(pair.claim.difference) < smallest:
