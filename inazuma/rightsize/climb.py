@@ -147,7 +147,6 @@ def facts(
         "calls": len(measured["service_ms"]),
         "input_tokens": sum(answer.input_tokens for answer in answers) / len(answers),
         "output_tokens": sum(answer.output_tokens for answer in answers) / len(answers),
-        **{name: measured[name] for name in ("cut", "note") if name in measured},
     }
 
 

@@ -102,7 +102,6 @@ class Asked:
     ):
         self.task, self.labels, self.shown, self.endpoint = task, labels, shown, endpoint
         self.said, self.recorded, self.used = said, recorded, used
-        self.cut = 0
         self._known = {line["key"]: line for line in read_lines(said)} if said is not None and said.exists() else {}
 
     @classmethod
@@ -254,7 +253,7 @@ class Asked:
 
     def save(self, folder: Path) -> None:
         """The prompt; the model itself stays where it is."""
-        task = config.to_dict(self.task) | {"data": str(self.task.data)}
+        task = config.to_dict(self.task)
         keep = {name: task[name] for name in ("data", "kind", "schema", "scorer", "fold_case", "prompted")}
         write_kind(folder, "prompted", task=keep, labels=self.labels, shown=[list(pair) for pair in self.shown])
 

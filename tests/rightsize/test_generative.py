@@ -121,7 +121,7 @@ def test_the_teacher_labels_what_no_split_holds(tmp_path):
     rows = [{"text": TRAIN[3].text.upper()}, {"text": "never seen"}, {"text": "never seen"}, {"text": "nor this"}]
     task = Task(data=Path("a.csv"), unlabelled=write(tmp_path / "more.csv", rows))
     splits = Splits({"train": TRAIN[:60], "validation": TRAIN[60:80], "calibration": TRAIN[80:90], "test": TRAIN[90:]})
-    new = taught(task, splits, tmp_path / "teacher", tmp_path)[60:]
+    new = taught(task, splits, tmp_path / "teacher")[60:]
     assert [(e.text, e.target) for e in new] == [("never seen", teacher.text), ("nor this", teacher.text)]
 
 
