@@ -127,8 +127,8 @@ def _speed(task: Task, result: Mapping[str, Any], folder: Path) -> Table:
         f"Milliseconds from arrival to answer at the peak of {peak:g} requests a second, random arrivals (open loop), "
         "waiting in line before one worker included; intervals by ranks. Fewer than about 300 measured calls leave the "
         "99th percentile open upwards. Throughput: requests a second of one worker within the limit, workers needed. "
-        "Cold start and memory are those of a fresh process. Estimated energy is processor time × assumed watts "
-        "and ranks nothing."
+        "Cold start and memory are those of a fresh process. Estimated energy is processor time, or that of an asked "
+        "model's answer, × assumed watts; it counts in the cost and never in the verdict."
     )
     header = ["rung", "p50 ms", "p95 ms", "p99 ms", "one answer ms", "per second × workers", "cold start s"]
     header += ["memory MB", "disk MB", "training s", "J per answer", "calls"]
