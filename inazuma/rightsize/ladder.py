@@ -197,6 +197,7 @@ def evidence(task: Task, names: Sequence[str], eligible: Sequence[str]) -> dict[
             "quality.high": {"formula": "quality_bound", "record": record, "task": "test", "end": "high"},
             "items": {"formula": "sample_count", "record": record, "task": "test"},
             "no_answer": {"formula": "sample_count", "record": record, "task": "test", "outcome": "no_answer"},
+            "truncated": {"formula": "sample_count", "record": record, "task": "test", "outcome": "truncated"},
             "shortfall": {"formula": "ladder_shortfall", **joint, "rung": name, "level": 0.9},
         }
         for label, quantile in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):

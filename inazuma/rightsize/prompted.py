@@ -31,6 +31,8 @@ TUNED_ON = 24
 """Validation items that a trial looks at: each costs a request."""
 SAID = "said.jsonl"
 """Every answer that was ever paid for, in the run folder: a run that goes on asks nothing twice."""
+LONGEST_LABEL, LONGEST_ANSWER = 32, 256
+"""Tokens that an answer may have: a label in JSON, anything else. One that is cut off counts as truncated."""
 _LONGEST_WAIT = 60.0
 
 
@@ -161,6 +163,7 @@ class Asked:
             int(usage.get("prompt_tokens", 0)),
             int(usage.get("completion_tokens", 0)),
             float(line["milliseconds"]),
+            choice.get("finish_reason"),
         )
 
     def _extract(self, content: str) -> str | None:
@@ -192,7 +195,7 @@ class Asked:
             "model": self.endpoint.get("model"),
             "messages": messages,
             "temperature": 0,
-            "max_tokens": 32 if self.task.kind == "classification" else 256,
+            "max_tokens": LONGEST_LABEL if self.task.kind == "classification" else LONGEST_ANSWER,
             "logprobs": True,
         }
         if schema := self._schema():

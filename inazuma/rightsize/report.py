@@ -87,6 +87,7 @@ def _rungs(result: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any]]
                 f"{100 * rung['on_front']:.0f} %",
                 f"{calibration_error(samples[rung['name']]):.3f}",
                 str(rung["no_answer"]),
+                str(rung["truncated"]),
             ]
         )
     note = (
@@ -94,7 +95,8 @@ def _rungs(result: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any]]
         "draws. p: Holm's, of calling the rung sufficient and of calling it insufficient. Front: the share of draws in "
         "which no rung is as good and as cheap. ECE: expected calibration error of the stated confidence."
     )
-    header = ["rung", "quality", "shortfall", "p sufficient", "p insufficient", "on the front", "ECE", "no answer"]
+    header = ["rung", "quality", "shortfall", "p sufficient", "p insufficient", "on the front", "ECE"]
+    header += ["no answer", "cut off"]
     return "Rungs", note, header, rows
 
 

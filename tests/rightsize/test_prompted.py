@@ -12,6 +12,8 @@ from inazuma.errors import RunError, UserError
 from inazuma.files import read_json
 from inazuma.rightsize import ladder
 from inazuma.rightsize import prompted as asking
+from inazuma.rightsize.climb import sample
+from inazuma.rightsize.table import Example
 from inazuma.rightsize.task import Prompted, Task
 from inazuma.runs.lines import read_lines
 from tests.rightsize.planted import noisy, write
@@ -109,3 +111,11 @@ def test_what_is_told_is_said_how_to_add(tmp_path):
     climb(task, tmp_path / "run")
     skipped = read_json(tmp_path / "run" / "ladder.json")["skipped"]
     assert "prompted: {folder: ...}" in skipped["prompted"] and "lora: FOLDER" in skipped["lora"]
+
+
+def test_an_answer_that_was_cut_off_is_no_wrong_one():
+    task = Task(data="a.csv", kind="generation", prompted=Prompted(address="http://localhost", model="large"))
+    choice = {"message": {"content": "the first ha"}, "finish_reason": "length"}
+    cut = asking.Asked(task, None, [], {}, None)._read({"reply": {"choices": [choice]}, "milliseconds": 1.0})
+    found = sample(task, "test", Example(1, "a text", "the first half"), cut)
+    assert (found.outcome, found.score, found.stop_reason) == ("truncated", 0.0, "length")
