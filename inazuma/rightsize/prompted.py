@@ -133,8 +133,17 @@ class Asked:
         if line is None:
             raise UserError(f"{self.task.prompted.outputs}: has no output for the text {text[:60]!r}")
         found = readable(self.task, str(line["output"]))
-        tokens = int(line.get("input_tokens", 0)), int(line.get("output_tokens", 0))
+        tokens = self._tokens(line, ("input_tokens", "output_tokens"), str(self.task.prompted.outputs))
         return Answer(found, 1.0, *tokens, float(line["milliseconds"]))
+
+    def _tokens(self, given: dict[str, Any], names: tuple[str, str], where: str) -> tuple[int, int]:
+        """Tokens read and written, 0 where nobody told; a UserError where the cost is reckoned with them."""
+        costs = self.task.costs
+        for name, price in zip(names, (costs.api_input_mtok, costs.api_output_mtok), strict=True):
+            if price and given.get(name) is None and not self.endpoint.get("process"):
+                raise UserError(f"{where}: says no {name}, but `costs` has a price of them")
+        read, written = (int(given.get(name) or 0) for name in names)
+        return read, written
 
     def _ask(self, client: Any, text: str) -> Answer:
         body = self.body(text)
@@ -160,8 +169,7 @@ class Asked:
         return Answer(
             self._extract(content),
             min(1.0, confidence),
-            int(usage.get("prompt_tokens", 0)),
-            int(usage.get("completion_tokens", 0)),
+            *self._tokens(usage, ("prompt_tokens", "completion_tokens"), str(self.endpoint.get("url"))),
             float(line["milliseconds"]),
             choice.get("finish_reason"),
         )
