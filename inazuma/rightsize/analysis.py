@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from inazuma.runs.intervals import bootstrap_mean
-from inazuma.runs.load import request_cost
+from inazuma.runs.load import request_cost, workers_for
 
 FEWEST_IN_SLICE = 15
 BINS = 10
@@ -56,7 +56,7 @@ def slices(
 
 
 def script(text: str) -> str:
-    """The script most letters of a text are of: Latin, Han or kana ("Japanese or Chinese"), and so on."""
+    """The script most letters of a text are of, by its name in Unicode; kana anywhere make it "Japanese"."""
     counts: dict[str, int] = defaultdict(int)
     for letter in text:
         if letter.isalpha():
@@ -87,7 +87,7 @@ def cost_curve(
     """What 1000 requests cost at each average rate; `load` is the most requests a second of one worker."""
     costs = []
     for rate in rates:
-        workers = max(1, int(np.ceil(rate * peak_factor / load - 1e-9))) if load > 0 else 1
+        workers = workers_for(rate * peak_factor, load)
         costs.append(1000 * sum(request_cost(facts, prices, workers, rate).values()))
     return costs
 

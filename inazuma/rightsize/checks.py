@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
 
 from inazuma.rightsize.linear import fit_linear, vectorizer_choices
 from inazuma.rightsize.splits import Finding, Splits
 from inazuma.rightsize.table import Counts, Example
 from inazuma.rightsize.task import Task
+from inazuma.runs.intervals import items_needed, minimum_detectable_effect
 
 DISCORDANT = 0.10
 """The share of items on which two good models differ, as long as nothing is known of them."""
-POWER = 0.8
 MOST_CANDIDATES = 20
 _NAMED = 0.9
 """The share of texts that spell out their own label, and of spelt-out labels that are right, which is called a leak."""
@@ -25,15 +25,10 @@ _NAMED = 0.9
 def minimum_detectable(items: int, confidence: float, discordant: float = DISCORDANT) -> float:
     """The smallest difference of two paired shares that `items` show with 80 % power, one-sided.
 
-    (z_confidence + z_0.8) sqrt(discordant / n): the variance of a paired difference of 0/1 outcomes is at most their
-    discordance (Miller, arXiv 2411.00640, section 5).
+    The variance of a paired difference of 0/1 outcomes is at most their discordance (Miller, arXiv 2411.00640,
+    section 5); one-sided at `confidence` is two-sided at 2 `confidence` - 1.
     """
-    return float((norm.ppf(confidence) + norm.ppf(POWER)) * np.sqrt(discordant / items))
-
-
-def items_needed(difference: float, confidence: float, variance: float) -> int:
-    """The items that show a paired difference whose outcomes have this variance, with 80 % power, one-sided."""
-    return int(np.ceil(((norm.ppf(confidence) + norm.ppf(POWER)) / difference) ** 2 * variance))
+    return minimum_detectable_effect(math.sqrt(discordant / items), level=2 * confidence - 1)
 
 
 def overview(task: Task, counts: Counts, splits: Splits) -> dict[str, Any]:
@@ -51,7 +46,7 @@ def overview(task: Task, counts: Counts, splits: Splits) -> dict[str, Any]:
         "class_counts": [[label, count] for label, count in shares],
         "largest_class": shares[0][1] / total if shares else 0.0,
         "minimum_detectable": minimum_detectable(tested, task.confidence),
-        "enough_for_margin": items_needed(task.margin, task.confidence, DISCORDANT),
+        "enough_for_margin": math.ceil(items_needed(task.margin, DISCORDANT, 1 - task.confidence)),
     }
 
 

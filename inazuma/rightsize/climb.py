@@ -94,6 +94,8 @@ def write_samples(folder: Path, task: Task, splits: Splits, answers: dict[str, l
 def sample(task: Task, split: str, example: Example, answer: Answer) -> Sample:
     reached = score(task, answer.text, example.target)
     outcome = "no_answer" if answer.text is None else "correct" if reached == 1.0 else "wrong"
+    if answer.stop_reason == "length" and outcome != "correct":
+        outcome = "truncated"
     return Sample(
         task=split,
         item=item_hash(split, example.text, example.target),
@@ -105,7 +107,7 @@ def sample(task: Task, split: str, example: Example, answer: Answer) -> Sample:
         target=example.target,
         answer=answer.text,
         extracted=answer.text,
-        stop_reason=None,
+        stop_reason=answer.stop_reason,
         prompt_tokens=answer.input_tokens or None,
         generated_tokens=answer.output_tokens or None,
         max_tokens=None,
@@ -147,7 +149,6 @@ def facts(
         "calls": len(measured["service_ms"]),
         "input_tokens": sum(answer.input_tokens for answer in answers) / len(answers),
         "output_tokens": sum(answer.output_tokens for answer in answers) / len(answers),
-        **{name: measured[name] for name in ("cut", "note") if name in measured},
     }
 
 

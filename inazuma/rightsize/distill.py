@@ -16,7 +16,7 @@ from inazuma.rightsize.table import TEXT_NAMES, Example, records
 from inazuma.rightsize.task import Task
 
 
-def taught(task: Task, splits: Splits, teacher: Path, out: Path) -> list[Example]:
+def taught(task: Task, splits: Splits, teacher: Path) -> list[Example]:
     """The training examples, and the unlabelled texts with the teacher's answers; a text of another split never."""
     column, texts = task.text, []
     known = {normal(example.text) for part in splits.parts.values() for example in part}

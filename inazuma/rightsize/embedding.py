@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from tokenizers import Tokenizer
 
 from inazuma.errors import UserError
 from inazuma.files import read_json
-from inazuma.rightsize.linear import fit_regression, regression
+from inazuma.rightsize.linear import fit_regression, label_answers, label_probabilities, regression
 from inazuma.rightsize.predictor import RUNG, Answer, write_kind
 from inazuma.rightsize.table import Example
 from inazuma.rightsize.task import Task
@@ -40,17 +39,7 @@ class Embedded:
     def answer(self, texts: Sequence[str]) -> list[Answer]:
         features = _features(self.static, texts) / self.scale
         names = [str(name) for name in self.model.classes_]
-        if self.several:
-            scores = 1 / (1 + np.exp(-(features @ self.model.coef_.T + self.model.intercept_)))
-            return [
-                Answer(
-                    json.dumps([c for c, x in zip(names, row, strict=True) if x > 0.5], ensure_ascii=False),
-                    float(np.abs(row - 0.5).min() + 0.5),
-                )
-                for row in scores
-            ]
-        probabilities = self.model.predict_proba(features)
-        return [Answer(names[int(row.argmax())], float(row.max())) for row in probabilities]
+        return label_answers(names, label_probabilities(self.model, features, self.several), self.several)
 
     def save(self, folder: Path) -> None:
         write_kind(folder, "embedding", several=self.several, classes=[str(name) for name in self.model.classes_])

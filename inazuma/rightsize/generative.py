@@ -130,7 +130,7 @@ class Generative:
         settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
         write_json(folder / "tokenizer_config.json", settings | {"chat_template": TEMPLATE})
         (folder / "chat_template.jinja").unlink(missing_ok=True)
-        task = {"kind": self.task.kind, "schema": self.task.schema}
+        task = {name: getattr(self.task, name) for name in ("kind", "schema", "fold_case")}
         write_kind(folder, "generative", task=task, labels=self.labels, context=self.context, room=self.room)
 
     @classmethod

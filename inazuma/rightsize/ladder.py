@@ -22,9 +22,10 @@ from inazuma.rightsize.splits import Finding, Splits, make_splits
 from inazuma.rightsize.table import Counts, read_examples
 from inazuma.rightsize.task import RUNGS, Task
 from inazuma.runs import Run, produce
-from inazuma.runs.intervals import bootstrap_mean, share_interval
+from inazuma.runs.formulas import Figures
 from inazuma.runs.lines import read_lines
 from inazuma.runs.load import greatest_load
+from inazuma.runs.scores import sample_interval
 
 LADDER, DATA = "ladder.json", "data.json"
 _LEARNING = ("distilled", "cascade")
@@ -129,20 +130,15 @@ def _teacher(done: dict[str, float], out: Path) -> Path | None:
     return out / "rungs" / max(able, key=lambda name: able[name]) / "model" if able else None
 
 
-def _scores(out: Path, name: str, split: str = "test") -> np.ndarray:
-    return np.array([x["score"] for x in read_lines(out / "rungs" / name / SAMPLES) if x["task"] == split])
+def _scores(out: Path, name: str) -> np.ndarray:
+    return np.array([x["score"] for x in read_lines(out / "rungs" / name / SAMPLES) if x["task"] == "test"])
 
 
 def _enough(task: Task, out: Path, done: Sequence[str]) -> str | None:
     """Why no other rung could be better by more than the margin; None while one could."""
     for name in done:
-        lines = [x for x in read_lines(out / "rungs" / name / SAMPLES) if x["task"] == "test"]
-        scores, clusters = np.array([x["score"] for x in lines]), [x["cluster"] for x in lines]
         level = 2 * task.confidence - 1  # the low end of this interval is a one-sided bound at `confidence`
-        if np.isin(scores, (0.0, 1.0)).all():
-            low = share_interval(scores, clusters, level)[0]
-        else:
-            low = bootstrap_mean(scores, clusters, seed=task.seed, level=level)[0]
+        low, _ = sample_interval(Figures(out, {}), record=f"rungs/{name}/{SAMPLES}", task="test", level=level)
         if low >= 1 - task.margin and name not in _beyond_limits(task, out, [name]):
             return (
                 f"{name} is above {1 - task.margin:.3g} with {100 * task.confidence:g} % confidence, and 1 is the most"
@@ -201,6 +197,7 @@ def evidence(task: Task, names: Sequence[str], eligible: Sequence[str]) -> dict[
             "quality.high": {"formula": "quality_bound", "record": record, "task": "test", "end": "high"},
             "items": {"formula": "sample_count", "record": record, "task": "test"},
             "no_answer": {"formula": "sample_count", "record": record, "task": "test", "outcome": "no_answer"},
+            "truncated": {"formula": "sample_count", "record": record, "task": "test", "outcome": "truncated"},
             "shortfall": {"formula": "ladder_shortfall", **joint, "rung": name, "level": 0.9},
         }
         for label, quantile in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):

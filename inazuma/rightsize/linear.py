@@ -37,42 +37,37 @@ class LinearText:
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """float64 `[texts, classes]`; with several labels each column is a probability of its own."""
-        features = self.vectorizer.transform(texts)
-        if not self.several:
-            return self.model.predict_proba(features)
-        scores = features @ self.model.coef_.T + self.model.intercept_
-        return 1 / (1 + np.exp(-scores))
+        return label_probabilities(self.model, self.vectorizer.transform(texts), self.several)
 
     def answer(self, texts: Sequence[str]) -> list[Answer]:
-        probabilities = self.probabilities(texts)
-        if self.several:
-            # The least certain of the decisions is how sure the whole is.
-            return [
-                Answer(
-                    json.dumps([c for c, x in zip(self.classes, row, strict=True) if x > 0.5], ensure_ascii=False),
-                    float(np.abs(row - 0.5).min() + 0.5),
-                )
-                for row in probabilities
-            ]
-        best = probabilities.argmax(axis=1)
-        return [Answer(self.classes[c], float(row[c])) for c, row in zip(best, probabilities, strict=True)]
+        return label_answers(self.classes, self.probabilities(texts), self.several)
 
     def save(self, folder: Path) -> None:
-        settings = self.vectorizer.get_params()
-        kept = {name: settings[name] for name in ("analyzer", "ngram_range", "sublinear_tf", "max_features")}
+        kept = save_vectorizer(self.vectorizer, folder)
         write_kind(folder, "linear", several=self.several, vectorizer=kept, classes=self.classes)
-        vocabulary = {term: int(place) for term, place in self.vectorizer.vocabulary_.items()}
-        write_json(folder / "vocabulary.json", vocabulary)
         tensors = {"idf": self.vectorizer.idf_, "coef": self.model.coef_, "intercept": self.model.intercept_}
         save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, folder / "linear.safetensors")
 
     @classmethod
     def load(cls, folder: Path) -> LinearText:
         kept, tensors = read_json(folder / RUNG), load_file(folder / "linear.safetensors")
-        settings = kept["vectorizer"] | {"ngram_range": tuple(kept["vectorizer"]["ngram_range"])}
-        vectorizer = TfidfVectorizer(**settings, vocabulary=read_json(folder / "vocabulary.json"))
-        vectorizer.idf_ = tensors["idf"]
+        vectorizer = load_vectorizer(kept["vectorizer"], folder, tensors["idf"])
         return cls(vectorizer, regression(kept["classes"], tensors["coef"], tensors["intercept"]), kept["several"])
+
+
+def save_vectorizer(vectorizer: TfidfVectorizer, folder: Path) -> dict[str, Any]:
+    """Writes the vocabulary; returns the settings that `load_vectorizer` wants back, with `vectorizer.idf_`."""
+    vocabulary = {term: int(place) for term, place in vectorizer.vocabulary_.items()}
+    write_json(folder / "vocabulary.json", vocabulary)
+    settings = vectorizer.get_params()
+    return {name: settings[name] for name in ("analyzer", "ngram_range", "sublinear_tf", "max_features")}
+
+
+def load_vectorizer(settings: dict[str, Any], folder: Path, idf: np.ndarray) -> TfidfVectorizer:
+    settings = settings | {"ngram_range": tuple(settings["ngram_range"])}
+    vectorizer = TfidfVectorizer(**settings, vocabulary=read_json(folder / "vocabulary.json"))
+    vectorizer.idf_ = idf
+    return vectorizer
 
 
 def regression(classes: Sequence[str], coef: np.ndarray, intercept: np.ndarray) -> LogisticRegression:
@@ -81,6 +76,29 @@ def regression(classes: Sequence[str], coef: np.ndarray, intercept: np.ndarray) 
     model.classes_, model.coef_, model.intercept_ = np.array(classes), coef, intercept
     model.n_features_in_ = coef.shape[1]
     return model
+
+
+def label_probabilities(model: LogisticRegression, features: Any, several: bool) -> np.ndarray:
+    """float64 `[texts, classes]` of features `[texts, width]`; with `several` each column is one of its own."""
+    if not several:
+        return model.predict_proba(features)
+    scores = features @ model.coef_.T + model.intercept_
+    return 1 / (1 + np.exp(-scores))
+
+
+def label_answers(classes: Sequence[str], probabilities: np.ndarray, several: bool) -> list[Answer]:
+    """The likeliest label of each text or, with `several`, the JSON list of all that are likelier than not."""
+    if several:
+        # The least certain of the decisions is how sure the whole is.
+        return [
+            Answer(
+                json.dumps([c for c, x in zip(classes, row, strict=True) if x > 0.5], ensure_ascii=False),
+                float(np.abs(row - 0.5).min() + 0.5),
+            )
+            for row in probabilities
+        ]
+    best = probabilities.argmax(axis=1)
+    return [Answer(classes[c], float(row[c])) for c, row in zip(best, probabilities, strict=True)]
 
 
 def fit_linear(

@@ -38,6 +38,7 @@ def measure(model: Path, texts: Sequence[str], scratch: Path) -> dict[str, Any]:
 
 def peak_memory(process: str = "self") -> float:
     """The peak resident memory of a process in MB; `ru_maxrss` would hold what the parent had before it."""
+    # Written again here although `runs.surroundings` has it: importing that would double what the smallest rungs need.
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1000 * 1.024

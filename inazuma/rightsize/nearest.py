@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from inazuma.files import read_json, write_json
+from inazuma.rightsize.linear import load_vectorizer, save_vectorizer
 from inazuma.rightsize.predictor import RUNG, Answer, write_kind
 
 CHOICES = [
@@ -36,9 +37,8 @@ class Nearest:
         return [Answer(self.targets[i], float(row[i])) for i, row in zip(best, similar, strict=True)]
 
     def save(self, folder: Path) -> None:
-        kept = {name: self.vectorizer.get_params()[name] for name in ("analyzer", "ngram_range")}
+        kept = save_vectorizer(self.vectorizer, folder)
         write_kind(folder, "nearest", vectorizer=kept, shape=list(self.known.shape))
-        write_json(folder / "vocabulary.json", {term: int(i) for term, i in self.vectorizer.vocabulary_.items()})
         write_json(folder / "targets.json", self.targets)
         matrix = {"data": self.known.data, "indices": self.known.indices, "indptr": self.known.indptr}
         save_file({**matrix, "idf": self.vectorizer.idf_}, folder / "nearest.safetensors")
@@ -46,8 +46,6 @@ class Nearest:
     @classmethod
     def load(cls, folder: Path) -> Nearest:
         kept, tensors = read_json(folder / RUNG), load_file(folder / "nearest.safetensors")
-        settings = kept["vectorizer"] | {"ngram_range": tuple(kept["vectorizer"]["ngram_range"])}
-        vectorizer = TfidfVectorizer(**settings, vocabulary=read_json(folder / "vocabulary.json"))
-        vectorizer.idf_ = tensors["idf"]
+        vectorizer = load_vectorizer(kept["vectorizer"], folder, tensors["idf"])
         known = csr_matrix((tensors["data"], tensors["indices"], tensors["indptr"]), shape=tuple(kept["shape"]))
         return cls(vectorizer, known, read_json(folder / "targets.json"))

@@ -33,6 +33,8 @@ class Answer(NamedTuple):
     output_tokens: int = 0
     milliseconds: float | None = None
     """How long it took, where that was measured with it."""
+    stop_reason: str | None = None
+    """Why it ended, where somebody said so: "length" is an answer that was cut off."""
 
 
 class Predictor(Protocol):

@@ -31,6 +31,8 @@ TUNED_ON = 24
 """Validation items that a trial looks at: each costs a request."""
 SAID = "said.jsonl"
 """Every answer that was ever paid for, in the run folder: a run that goes on asks nothing twice."""
+LONGEST_LABEL, LONGEST_ANSWER = 32, 256
+"""Tokens that an answer may have: a label in JSON, anything else. One that is cut off counts as truncated."""
 _LONGEST_WAIT = 60.0
 
 
@@ -102,7 +104,6 @@ class Asked:
     ):
         self.task, self.labels, self.shown, self.endpoint = task, labels, shown, endpoint
         self.said, self.recorded, self.used = said, recorded, used
-        self.cut = 0
         self._known = {line["key"]: line for line in read_lines(said)} if said is not None and said.exists() else {}
 
     @classmethod
@@ -132,8 +133,17 @@ class Asked:
         if line is None:
             raise UserError(f"{self.task.prompted.outputs}: has no output for the text {text[:60]!r}")
         found = readable(self.task, str(line["output"]))
-        tokens = int(line.get("input_tokens", 0)), int(line.get("output_tokens", 0))
+        tokens = self._tokens(line, ("input_tokens", "output_tokens"), str(self.task.prompted.outputs))
         return Answer(found, 1.0, *tokens, float(line["milliseconds"]))
+
+    def _tokens(self, given: dict[str, Any], names: tuple[str, str], where: str) -> tuple[int, int]:
+        """Tokens read and written, 0 where nobody told; a UserError where the cost is reckoned with them."""
+        costs = self.task.costs
+        for name, price in zip(names, (costs.api_input_mtok, costs.api_output_mtok), strict=True):
+            if price and given.get(name) is None and not self.endpoint.get("process"):
+                raise UserError(f"{where}: says no {name}, but `costs` has a price of them")
+        read, written = (int(given.get(name) or 0) for name in names)
+        return read, written
 
     def _ask(self, client: Any, text: str) -> Answer:
         body = self.body(text)
@@ -159,9 +169,9 @@ class Asked:
         return Answer(
             self._extract(content),
             min(1.0, confidence),
-            int(usage.get("prompt_tokens", 0)),
-            int(usage.get("completion_tokens", 0)),
+            *self._tokens(usage, ("prompt_tokens", "completion_tokens"), str(self.endpoint.get("url"))),
             float(line["milliseconds"]),
+            choice.get("finish_reason"),
         )
 
     def _extract(self, content: str) -> str | None:
@@ -193,7 +203,7 @@ class Asked:
             "model": self.endpoint.get("model"),
             "messages": messages,
             "temperature": 0,
-            "max_tokens": 32 if self.task.kind == "classification" else 256,
+            "max_tokens": LONGEST_LABEL if self.task.kind == "classification" else LONGEST_ANSWER,
             "logprobs": True,
         }
         if schema := self._schema():
@@ -254,7 +264,7 @@ class Asked:
 
     def save(self, folder: Path) -> None:
         """The prompt; the model itself stays where it is."""
-        task = config.to_dict(self.task) | {"data": str(self.task.data)}
+        task = config.to_dict(self.task)
         keep = {name: task[name] for name in ("data", "kind", "schema", "scorer", "fold_case", "prompted")}
         write_kind(folder, "prompted", task=keep, labels=self.labels, shown=[list(pair) for pair in self.shown])
 

@@ -87,6 +87,7 @@ def _rungs(result: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any]]
                 f"{100 * rung['on_front']:.0f} %",
                 f"{calibration_error(samples[rung['name']]):.3f}",
                 str(rung["no_answer"]),
+                str(rung["truncated"]),
             ]
         )
     note = (
@@ -94,7 +95,8 @@ def _rungs(result: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any]]
         "draws. p: Holm's, of calling the rung sufficient and of calling it insufficient. Front: the share of draws in "
         "which no rung is as good and as cheap. ECE: expected calibration error of the stated confidence."
     )
-    header = ["rung", "quality", "shortfall", "p sufficient", "p insufficient", "on the front", "ECE", "no answer"]
+    header = ["rung", "quality", "shortfall", "p sufficient", "p insufficient", "on the front", "ECE"]
+    header += ["no answer", "cut off"]
     return "Rungs", note, header, rows
 
 
@@ -127,8 +129,8 @@ def _speed(task: Task, result: Mapping[str, Any], folder: Path) -> Table:
         f"Milliseconds from arrival to answer at the peak of {peak:g} requests a second, random arrivals (open loop), "
         "waiting in line before one worker included; intervals by ranks. Fewer than about 300 measured calls leave the "
         "99th percentile open upwards. Throughput: requests a second of one worker within the limit, workers needed. "
-        "Cold start and memory are those of a fresh process. Estimated energy is processor time × assumed watts "
-        "and ranks nothing."
+        "Cold start and memory are those of a fresh process. Estimated energy is processor time, or that of an asked "
+        "model's answer, × assumed watts; it counts in the cost and never in the verdict."
     )
     header = ["rung", "p50 ms", "p95 ms", "p99 ms", "one answer ms", "per second × workers", "cold start s"]
     header += ["memory MB", "disk MB", "training s", "J per answer", "calls"]

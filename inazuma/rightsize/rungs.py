@@ -127,7 +127,7 @@ def _distilled(task: Task, splits: Splits, out: Path, teacher: Path | None) -> C
     from inazuma.rightsize.distill import taught
     from inazuma.rightsize.training import FROM_SCRATCH, fit, new_model
 
-    examples = taught(task, splits, teacher, out)
+    examples = taught(task, splits, teacher)
 
     def train(choice: dict[str, Any], scratch: Path) -> Predictor:
         return fit(new_model(task, examples, scratch), task, examples, choice)

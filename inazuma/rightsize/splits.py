@@ -192,7 +192,7 @@ def _by_time(
     if early:
         message = f"{len(early)} rows of groups that span the border in time were left out of the test"
         findings.append(_found("time", message, examples, early))
-        parts["test"] = [i for i in parts["test"] if i not in set(early)]
+        parts["test"] = [i for i in parts["test"] if moment[i] >= learnt_until]
     return {name: [examples[i] for i in sorted(members)] for name, members in parts.items()}
 
 
@@ -217,12 +217,12 @@ def _given(
             )
         place[i] = name
     tested = {i for i, name in place.items() if name == "test"}
-    leaked = sorted({i for members in twins if tested & set(members) for i in members if i not in tested})
+    leaked = {i for members in twins if tested & set(members) for i in members if i not in tested}
     if leaked:
         message = f"{len(leaked)} training rows repeat a test row, exactly or nearly: a leak; they were left out"
-        findings.append(_found("leak: duplicates across splits", message, examples, leaked))
+        findings.append(_found("leak: duplicates across splits", message, examples, sorted(leaked)))
     groups = {examples[i].group for i in tested} - {None}
-    crossing = [i for i, e in enumerate(examples) if i not in tested and e.group in groups and i not in set(leaked)]
+    crossing = [i for i, e in enumerate(examples) if i not in tested and e.group in groups and i not in leaked]
     if crossing:
         message = f"{len(crossing)} training rows belong to a group that is tested: a leak; they were left out"
         findings.append(_found("leak: groups across splits", message, examples, crossing))

@@ -45,7 +45,7 @@ class Costs:
     months: float = 12.0
     """How long labels and training are written off over."""
     price_band: float = 2.0
-    """The factor up and down that prices and traffic are uncertain by; the bands of the break-even show it."""
+    """The factor up and down that `machine_hour` is uncertain by; the break-even is reckoned at both ends too."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -66,14 +66,14 @@ class Prompted:
     key_variable: str = "OPENAI_API_KEY"
     """The environment variable that holds the key, if the address asks for one."""
     outputs: Path | None = None
-    """JSON lines with `text`, `output` and `milliseconds` (if known, `input_tokens` and `output_tokens` too): what
-    some model answered to the texts of all splits but train."""
+    """JSON lines with `text`, `output` and `milliseconds` (`input_tokens` and `output_tokens` too, if known or priced):
+    what some model answered to the texts of all splits but train."""
     instructions: str | None = None
     """What it is told; by default the labels or the schema in plain words."""
     examples: int = 4
     """The most labelled examples shown in a prompt; the tuning tries fewer too."""
     most_characters: int = 600
-    """Of a text; longer ones are cut, and how many were is recorded."""
+    """Of a text; the middle of a longer one is left out."""
     retries: int = 5
 
     def __post_init__(self) -> None:

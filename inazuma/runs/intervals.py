@@ -18,6 +18,7 @@ from inazuma.errors import UserError
 
 Interval = tuple[float, float]
 RESAMPLES = 2000
+POWER = 0.8
 _AT_ONCE = 1 << 20
 """Indices drawn at a time: bounds memory, and is a constant, since the order of the draws must not change."""
 
@@ -144,7 +145,7 @@ def bootstrap_mean(
     return bootstrap_ratio(values, np.ones(len(values)), clusters, seed=seed, level=level, resamples=resamples)
 
 
-def minimum_detectable_effect(error: float, *, level: float = 0.95, power: float = 0.8) -> float:
+def minimum_detectable_effect(error: float, *, level: float = 0.95, power: float = POWER) -> float:
     """The smallest true difference that a two-sided test at `level` finds with probability `power`.
 
     `error` is the standard error of the difference. (z of the level + z of the power) * error, by the normal
@@ -152,6 +153,15 @@ def minimum_detectable_effect(error: float, *, level: float = 0.95, power: float
     """
     _check_level(level)
     return float(norm.ppf((1 + level) / 2) + norm.ppf(power)) * error
+
+
+def items_needed(difference: float, variance: float, alpha: float) -> float:
+    """The items of which a one-sided test at `alpha` finds a mean `difference` with 80 % probability.
+
+    `variance` is that of one item. ((z of 1 - alpha + z of the power) / difference)^2 * variance, by the normal
+    approximation.
+    """
+    return float((norm.ppf(1 - alpha) + norm.ppf(POWER)) / difference) ** 2 * variance
 
 
 def holm(p: Sequence[float]) -> list[float]:

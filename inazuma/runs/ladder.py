@@ -17,15 +17,14 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from scipy.stats import binom, norm
+from scipy.stats import binom
 
 from inazuma.errors import UserError
 from inazuma.runs.formulas import Figures, formula
-from inazuma.runs.intervals import RESAMPLES, cluster_numbers, holm
+from inazuma.runs.intervals import RESAMPLES, cluster_numbers, holm, items_needed
 from inazuma.runs.scores import answered, sample_interval
 
 SEED = 0
-POWER = 0.8
 MOST = 1_000_000
 """The largest number of further labels that is named; beyond it the difference is as good as the margin."""
 
@@ -134,8 +133,7 @@ def _more(shortfall: np.ndarray, number: np.ndarray, margin: float, alpha: float
     # Without any spread in sight: as much as items make that differ half as often as the margin.
     variance = max(float((sums**2).sum()) / n, margin / 2)
     gap = max(abs(margin - mean), 1e-6)
-    needed = ((norm.ppf(1 - alpha) + norm.ppf(POWER)) / gap) ** 2 * variance
-    more = min(MOST, max(1, math.ceil(needed - n)))
+    more = min(MOST, max(1, math.ceil(items_needed(gap, variance, alpha) - n)))
     # A bootstrap that is short of certain with enough items by this plan needs some more all the same.
     more = max(more, n // 4)
     unit = 10 ** max(0, len(str(more)) - 2)
@@ -164,6 +162,15 @@ def _matrix(figures: Figures, records: Mapping[str, str], task: str) -> tuple[np
                 raise UserError(f"{record}: not the same items, in the same order, as the other rungs")
             rows.append([float(line["score"]) for line in lines])
         cache[key] = np.array(rows), clusters
+    return cache[key]
+
+
+def _means(figures: Figures, records: Mapping[str, str], task: str) -> np.ndarray:
+    """The `joint_means` of all rungs."""
+    cache = _MATRICES.setdefault(figures, {})
+    key = ("means", tuple(records.items()), task)
+    if key not in cache:
+        cache[key] = joint_means(*_matrix(figures, records, task))
     return cache[key]
 
 
@@ -227,12 +234,7 @@ def ladder_shortfall(
 
     The high end of 90 % is the smallest margin from which on the rung passes a one-sided test at 5 %, before Holm.
     """
-    cache = _MATRICES.setdefault(figures, {})
-    scores, clusters = _matrix(figures, records, task)
-    key = ("means", tuple(records.items()), task)
-    if key not in cache:
-        cache[key] = joint_means(scores, clusters)
-    means = cache[key]
+    means = _means(figures, records, task)
     short = means.max(axis=1) - means[:, list(records).index(rung)]
     tail = (1 - level) / 2
     return np.quantile(short, [tail, 1 - tail]).tolist()
@@ -244,11 +246,7 @@ def ladder_front(
 ) -> float:
     """The share of draws in which no other rung is at least as good and costs at most as much (one of them strictly);
     `costs` maps each rung to the figure of its cost."""
-    cache = _MATRICES.setdefault(figures, {})
-    key = ("means", tuple(records.items()), task)
-    if key not in cache:
-        cache[key] = joint_means(*_matrix(figures, records, task))
-    means = cache[key]
+    means = _means(figures, records, task)
     price = np.array([float(figures.figure(costs[name])) for name in records])
     i = list(records).index(rung)
     own = means[:, [i]]

@@ -85,7 +85,11 @@ def _services(figures: Figures, record: str) -> np.ndarray:
 
 def replicas(service_ms: np.ndarray, peak: float, limit_ms: float | None) -> int:
     """Workers that carry the peak; 0 where no number does, because one request alone takes longer than the limit."""
-    load = greatest_load(service_ms, limit_ms)
+    return workers_for(peak, greatest_load(service_ms, limit_ms))
+
+
+def workers_for(peak: float, load: float) -> int:
+    """Workers that carry the peak where one of them carries `load`, both in requests a second; 0 where that is 0."""
     return math.ceil(peak / load - 1e-9) if load > 0 else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from inazuma.data.batches import IGNORE
 from inazuma.rightsize import load
 from inazuma.rightsize.cascade import best_threshold
 from inazuma.rightsize.distill import taught
+from inazuma.rightsize.generative import Generative, readable
 from inazuma.rightsize.lora import fit_lora
 from inazuma.rightsize.majority import Majority
 from inazuma.rightsize.splits import Splits
@@ -43,6 +45,12 @@ def test_a_loaded_model_answers_the_same(trained):
     model, folder = trained
     assert [a.text for a in load(folder).answer(TEXTS)] == [a.text for a in model.answer(TEXTS)]
     assert {a.text for a in model.answer(TEXTS)} <= {"praise", "complaint"}
+
+
+def test_a_loaded_model_folds_case_as_its_task_does(trained, tmp_path):
+    task = replace(TASK, kind="multi-label", fold_case=True)
+    Generative(trained[0].model, task, None, 64, 8).save(tmp_path)
+    assert readable(load(tmp_path).task, '["B", "a"]') == '["a", "b"]'
 
 
 def test_a_chat_message_is_the_text_it_was_trained_on(trained):
@@ -121,7 +129,7 @@ def test_the_teacher_labels_what_no_split_holds(tmp_path):
     rows = [{"text": TRAIN[3].text.upper()}, {"text": "never seen"}, {"text": "never seen"}, {"text": "nor this"}]
     task = Task(data=Path("a.csv"), unlabelled=write(tmp_path / "more.csv", rows))
     splits = Splits({"train": TRAIN[:60], "validation": TRAIN[60:80], "calibration": TRAIN[80:90], "test": TRAIN[90:]})
-    new = taught(task, splits, tmp_path / "teacher", tmp_path)[60:]
+    new = taught(task, splits, tmp_path / "teacher")[60:]
     assert [(e.text, e.target) for e in new] == [("never seen", teacher.text), ("nor this", teacher.text)]
 
 

@@ -12,7 +12,9 @@ from inazuma.errors import RunError, UserError
 from inazuma.files import read_json
 from inazuma.rightsize import ladder
 from inazuma.rightsize import prompted as asking
-from inazuma.rightsize.task import Prompted, Task
+from inazuma.rightsize.climb import sample
+from inazuma.rightsize.table import Example
+from inazuma.rightsize.task import Costs, Prompted, Task
 from inazuma.runs.lines import read_lines
 from tests.rightsize.planted import noisy, write
 
@@ -109,3 +111,25 @@ def test_what_is_told_is_said_how_to_add(tmp_path):
     climb(task, tmp_path / "run")
     skipped = read_json(tmp_path / "run" / "ladder.json")["skipped"]
     assert "prompted: {folder: ...}" in skipped["prompted"] and "lora: FOLDER" in skipped["lora"]
+
+
+def test_an_answer_that_was_cut_off_is_no_wrong_one():
+    task = Task(data="a.csv", kind="generation", prompted=Prompted(address="http://localhost", model="large"))
+    choice = {"message": {"content": "the first ha"}, "finish_reason": "length"}
+    cut = asking.Asked(task, None, [], {}, None)._read({"reply": {"choices": [choice]}, "milliseconds": 1.0})
+    found = sample(task, "test", Example(1, "a text", "the first half"), cut)
+    assert (found.outcome, found.score, found.stop_reason) == ("truncated", 0.0, "length")
+
+
+def test_a_price_of_tokens_that_nobody_counted_is_no_cost_of_zero():
+    prompted = Prompted(address="http://localhost", model="large")
+    line = {"reply": {"choices": [{"message": {"content": "yes"}}]}, "milliseconds": 1.0}
+    free, priced = (
+        asking.Asked(Task(data="a.csv", kind="generation", prompted=prompted, costs=costs), None, [], {}, None)
+        for costs in (Costs(), Costs(api_output_mtok=2.0))
+    )
+    assert free._read(line).output_tokens == 0
+    with pytest.raises(UserError, match="says no completion_tokens"):
+        priced._read(line)
+    told = {**line, "reply": {**line["reply"], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}}
+    assert priced._read(told)[2:4] == (3, 5)

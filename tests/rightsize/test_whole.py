@@ -146,3 +146,12 @@ def test_word_order_is_not_answered_with_a_bag_of_words(tmp_path):
     # What `inazuma serve` gets is the model that was judged.
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["vocab_size"] <= 400
+
+
+def test_a_single_group_does_not_end_the_climb(tmp_path):
+    """All items of one document: nothing tells how another would do, however good the answers."""
+    line = {"task": "test", "outcome": "wrong", "score": 0.999, "cluster": "one"}
+    samples = tmp_path / "rungs" / "tfidf" / "samples.jsonl"
+    samples.parent.mkdir(parents=True)
+    samples.write_text(f"{json.dumps(line)}\n" * 60)
+    assert ladder._enough(Task(data=Path("-")), tmp_path, ["tfidf"]) is None
