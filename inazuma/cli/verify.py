@@ -103,7 +103,7 @@ def _print_claims(console: Console, report: Report) -> None:
     for line in report.uncovered:
         console.print(line, style="red", markup=False)
     failed = [claim.id for claim in report.claims if not claim.ok]
-    failed += [f"{len(report.uncovered)} numbers that no claim covers"] if report.uncovered else []
+    failed += [f"{len(report.uncovered)} numbers or words in no claim"] if report.uncovered else []
     _conclude(console, f"all {len(report.claims)} claims hold", failed, f"problems in {len(report.claims)} claims")
 
 

@@ -57,6 +57,7 @@ class Report:
 
     claims: tuple[ClaimResult, ...]
     uncovered: tuple[str, ...]
+    """A line for each such number, and for each entry of `not_measured` that excuses none."""
 
     @property
     def ok(self) -> bool:

@@ -6,7 +6,7 @@ A claims file is YAML:
     left_out: [docs/log.md]
     records:                                # SHA-256 of each record; a run folder is vouched for by its manifest
       docs/demo/manifest.json: 4a9a...
-    not_measured: [Python 3.11]             # what else is said with numbers in the documents
+    not_measured: [Python 3.11]             # what else is said with numbers; words that no number needs are told
     claims:
       - id: demo.loss
         text: A sparse model of the demo's size needs hardly more bits than its dense twin.

@@ -77,7 +77,7 @@ def check(folder: Path, *claims: dict[str, Any], **more: Any) -> Report:
 
 
 def one(folder: Path, claim: dict[str, Any], **more: Any) -> ClaimResult:
-    return check(folder, claim, **{"documents": []} | more).claims[0]
+    return check(folder, claim, **{"documents": [], "not_measured": []} | more).claims[0]
 
 
 def changed(claim: dict[str, Any], figure: str, **fields: Any) -> dict[str, Any]:
@@ -217,6 +217,13 @@ def test_a_number_that_no_claim_covers_is_found(folder, added):
 def test_code_links_and_names_hold_no_figures(folder, added):
     (folder / "README.md").write_text(f"{DOCUMENT}\n{added}\n")
     assert check(folder, CLAIM).ok
+
+
+@pytest.mark.parametrize("words", ["Python 3.12", "takes 1,235 MB", "`k=4`", "Python"])
+def test_words_that_excuse_no_number_are_found(folder, words):
+    """They are in no document any more, or a claim has their number, or there is none."""
+    report = check(folder, CLAIM, not_measured=["Python 3.11", words])
+    assert report.uncovered == (f"not_measured: {words!r} stands round no number that needs it",) and not report.ok
 
 
 def test_words_do_not_match_inside_a_longer_number(folder):
