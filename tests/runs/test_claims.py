@@ -182,6 +182,9 @@ def test_an_audit_makes_the_measurement_invalid_by_its_rules(folder):
     (folder / "audit.json").write_text(json.dumps({"findings": findings, "read": []}))
     claim = one(folder, CLAIM | {"audit": "audit.json"})
     assert (claim.measurement, claim.rules, claim.claim) == ("invalid", ("V01",), "not judged")
+    (folder / "audit.json").write_text(json.dumps({"found": findings}))
+    claim = one(folder, CLAIM | {"audit": "audit.json"})
+    assert claim.measurement == "not computable" and "it has no 'findings'" in claim.reasons[0]
 
 
 def test_somebody_elses_words_are_held_against_the_document(folder):
@@ -371,6 +374,8 @@ def test_a_run_is_evidence_and_must_verify_itself(folder, capsys):
 def test_mistakes_in_a_claims_file_are_named(folder, claim, message):
     with pytest.raises(UserError, match=message):
         check(folder, claim)
-    if claim is CLAIM:
-        with pytest.raises(UserError, match="two claims"):
-            check(folder, CLAIM, CLAIM)
+
+
+def test_two_claims_of_one_name_are_named(folder):
+    with pytest.raises(UserError, match="two claims are called 'speed'"):
+        check(folder, CLAIM, CLAIM)
