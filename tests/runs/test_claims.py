@@ -365,6 +365,12 @@ def test_a_run_is_evidence_and_must_verify_itself(folder, capsys):
         (changed(CLAIM, "faster", value=3.5), 'write the value as text, as it stands: value: "1.50"'),
         (changed(CLAIM, "faster", value="many"), "'many' is not a number"),
         (changed(CLAIM, "faster", direction="up"), "expected 'at least' or 'at most'"),
+        (changed(CLAIM, "faster", margin=0.1), "`margin` would be ignored, as the figure is not a bound"),
+        (changed(CLAIM, "faster", interval={"field": "x"}), "`interval` would be ignored"),
+        (
+            changed(CLAIM, "faster", direction="at least", within=0.1),
+            "`within` would be ignored, as the figure is a bound",
+        ),
         (CLAIM | {"figures": {}}, "has no figures"),
         (CLAIM | {"txt": "x"}, "txt"),
         (CLAIM | {"stands": {"README.md": ["{slower}"]}}, "no figure 'slower'"),
