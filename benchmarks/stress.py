@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import platform
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,7 +77,6 @@ if __name__ == "__main__":
         "note": arguments.note,
         "machine": surroundings.machine(),
         "code": surroundings.code(),
-        "python": platform.python_version(),
         "margin_bytes": MARGIN,
         "cache_memory": CACHE,
     }

@@ -7,6 +7,7 @@ without saying why are counted as wrong. Memory is what the server itself says a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import statistics
@@ -223,6 +224,8 @@ async def blow(url: str, *, clients: int, seconds: float, seed: int = 0) -> tupl
         watching = asyncio.create_task(watch())
         await asyncio.gather(*map(one, range(clients)))
         watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching  # had it failed, the peaks would be those of a part of the storm
         return storm, dict(peak)
 
 

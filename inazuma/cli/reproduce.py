@@ -46,10 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     from inazuma.files import check_fresh
     from inazuma.runs.environment import build_environment
     from inazuma.runs.reproduce import reproduce
-    from inazuma.runs.run import MANIFEST, Run
+    from inazuma.runs.run import Run
 
     path = Path(arguments.run)
-    if not (path / MANIFEST).is_file() and not path.exists():
+    if not path.exists():
         path = _run_of_claim(arguments.run, arguments.claims)
     if arguments.out is not None:
         check_fresh(arguments.out, force=False)

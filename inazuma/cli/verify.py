@@ -52,17 +52,17 @@ def run(arguments: argparse.Namespace) -> int:
             Console(stderr=True, soft_wrap=True, highlight=False).print(change, markup=False)
     if is_claims:
         report = check_claims(path)
-        facts, ok, show = report, report.ok, _print_claims
+        ok, show = report.ok, _print_claims
     elif path.is_dir() and not (path / MANIFEST).is_file():
         report = history(path)
-        facts, ok, show = report, report.ok, _print_history
+        ok, show = report.ok, _print_history
     else:
         report = verify(path)
-        facts, ok, show = report, all(check.ok for check in report), _print_checks
+        ok, show = all(check.ok for check in report), _print_checks
     if arguments.json:
         import json
 
-        print(json.dumps(_plain(facts), indent=2, ensure_ascii=False))
+        print(json.dumps(_plain(report), indent=2, ensure_ascii=False))
     else:
         show(console, report)
     return 0 if ok else 1
@@ -103,7 +103,7 @@ def _print_claims(console: Console, report: Report) -> None:
     for line in report.uncovered:
         console.print(line, style="red", markup=False)
     failed = [claim.id for claim in report.claims if not claim.ok]
-    failed += [f"{len(report.uncovered)} numbers that no claim covers"] if report.uncovered else []
+    failed += [f"{len(report.uncovered)} numbers or words in no claim"] if report.uncovered else []
     _conclude(console, f"all {len(report.claims)} claims hold", failed, f"problems in {len(report.claims)} claims")
 
 

@@ -12,6 +12,11 @@ import numpy as np
 from inazuma.data.corpus import DIGEST_BYTES
 
 
+def among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """bool `[len(values)]`: which are among the known ones, which are sorted and at least one."""
+    return known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
+
+
 class SeenDigests:
     """A set of digests, kept as a few sorted arrays of growing length that are merged as in a merge sort."""
 
@@ -24,7 +29,7 @@ class SeenDigests:
         unique, where = np.unique(np.array(digests, dtype=f"S{DIGEST_BYTES}"), return_index=True)
         seen = np.zeros(len(unique), dtype=bool)
         for run in self._runs:
-            seen |= run[np.minimum(np.searchsorted(run, unique), len(run) - 1)] == unique
+            seen |= among(unique, run)
         run = unique[~seen]
         while self._runs and len(self._runs[-1]) <= len(run):
             run = np.sort(np.concatenate([self._runs.pop(), run]), kind="stable")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import binomtest
 from tokenizers import Tokenizer
 
 from inazuma.data.corpus import find_corpus
@@ -22,6 +21,7 @@ from inazuma.data.shards import FORMAT, Dataset
 from inazuma.errors import UserError
 from inazuma.evaluate.overlap import SHORTEST, ItemIndex
 from inazuma.files import read_json
+from inazuma.runs.intervals import Interval, bootstrap_mean, wilson
 from inazuma.runs.lines import read_lines
 from inazuma.runs.run import Run
 
@@ -65,7 +65,7 @@ class Score:
 
     items: int
     mean: float | None
-    interval: tuple[float, float] | None
+    interval: Interval | None
 
 
 @dataclass(frozen=True)
@@ -204,16 +204,8 @@ def _score(items: Sequence[Item]) -> Score:
     if not scored:
         return Score(len(items), None, None)
     values = np.array([item.score for item in scored])
-    clusters = np.unique([item.cluster for item in scored], return_inverse=True)[1]
-    count, mean = int(clusters.max()) + 1, float(values.mean())
+    clusters = [item.cluster for item in scored]
+    count, mean = len(set(clusters)), float(values.mean())
     if count == len(scored) and set(values.tolist()) <= {0.0, 1.0}:
-        interval = binomtest(int(values.sum()), len(values)).proportion_ci(0.95, method="wilson")
-        return Score(len(items), mean, (float(interval.low), float(interval.high)))
-    if count == 1:
-        return Score(len(items), mean, None)
-    totals, sizes = (np.bincount(clusters, weights=weights, minlength=count) for weights in (values, None))
-    random = np.random.Generator(np.random.PCG64(0))
-    chosen = random.integers(0, count, size=(2000, count))
-    draws = totals[chosen].sum(axis=1) / sizes[chosen].sum(axis=1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Score(len(items), mean, (float(low), float(high)))
+        return Score(len(items), mean, wilson(float(values.sum()), len(values)))
+    return Score(len(items), mean, None if count == 1 else bootstrap_mean(values, clusters, seed=0))

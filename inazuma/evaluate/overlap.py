@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
+from inazuma.data.duplicates import among
 from inazuma.errors import UserError
 
 GRAM = 13
@@ -145,7 +146,7 @@ class ItemIndex:
         if not len(starts):
             return
         windows = np.lib.stride_tricks.sliding_window_view(ids, length)[starts]
-        hits = _among(_hash_windows(windows, length), self._hashes[length])
+        hits = among(_hash_windows(windows, length), self._hashes[length])
         grams = self._grams[length]
         going: dict[tuple[int, int], Place] = {}
         for start in starts[hits].tolist():
@@ -168,7 +169,7 @@ class ItemIndex:
             return
         trigrams = _trigrams(ids)
         hits = unknown[3:] == unknown[:-3]
-        hits[hits] = _among(trigrams[hits], self._trigrams)
+        hits[hits] = among(trigrams[hits], self._trigrams)
         if not hits.any():
             return
         total = np.concatenate([[0], np.cumsum(hits)])
@@ -202,11 +203,6 @@ def _pieces(item: int, ids: np.ndarray) -> Iterator[_Piece]:
     length = min(PIECE, len(ids))
     for start in {*range(0, len(ids) - length + 1, PIECE), len(ids) - length}:
         yield _Piece(item, start, length, frozenset(_trigrams(ids[start : start + length]).tolist()))
-
-
-def _among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """bool: which values are among the known ones, which are sorted and at least one."""
-    return known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
 
 
 def _trigrams(ids: np.ndarray) -> np.ndarray:

@@ -57,6 +57,7 @@ class Report:
 
     claims: tuple[ClaimResult, ...]
     uncovered: tuple[str, ...]
+    """A line for each such number, and for each entry of `not_measured` that excuses none."""
 
     @property
     def ok(self) -> bool:
@@ -139,7 +140,11 @@ def _judge(
     problems = [problem for path in used if (problem := records[path])]
     if claim.missing is not None:
         problems.append(("not computable", claim.missing))
-    rules = _rules(claim, folder, used)
+    rules: list[tuple[str, str]] = []
+    try:
+        rules = _rules(claim, folder, used)
+    except UserError as error:
+        problems.append(("not computable", str(error)))
     problems += [("invalid", f"{rule}: {why}") for rule, why in rules]
     if problem := _source_problem(claim.source, folder):
         problems.append(("invalid", problem))
@@ -201,7 +206,10 @@ def _rules(claim: Claim, folder: Path, used: list[str]) -> list[tuple[str, str]]
     """The rules of honest evaluation that fire: those of its audit, and picking the best of several runs."""
     found = []
     if claim.audit is not None:
-        for finding in read_json(folder / claim.audit).get("findings", []):
+        audit = read_json(folder / claim.audit)
+        if not isinstance(audit, dict) or "findings" not in audit:
+            raise UserError(f"{claim.audit}: is not what `inazuma audit --json` prints: it has no 'findings'")
+        for finding in audit["findings"]:
             if not finding.get("waived"):
                 found.append((str(finding["rule"]), f"{finding.get('item') or 'all'}: {finding.get('evidence')}"))
     for path in used:

@@ -6,7 +6,7 @@ A claims file is YAML:
     left_out: [docs/log.md]
     records:                                # SHA-256 of each record; a run folder is vouched for by its manifest
       docs/demo/manifest.json: 4a9a...
-    not_measured: [Python 3.11]             # what else is said with numbers in the documents
+    not_measured: [Python 3.11]             # what else is said with numbers; words that no number needs are told
     claims:
       - id: demo.loss
         text: A sparse model of the demo's size needs hardly more bits than its dense twin.
@@ -35,7 +35,8 @@ from inazuma import config
 from inazuma.errors import UserError
 from inazuma.runs.verdict import stated_number
 
-_OF_THE_CLAIM = ("value", "unit", "within", "direction", "margin", "interval", "no_effect")
+_OF_A_BOUND = ("margin", "interval", "no_effect")
+_OF_THE_CLAIM = ("value", "unit", "within", "direction", *_OF_A_BOUND)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,11 @@ class Claim:
         if not self.figures and self.missing is None:
             raise ValueError(f"the claim {self.id!r} has no figures; say in `missing` why nothing can be computed")
         for name, figure in self.figures.items():
+            is_bound = figure.get("direction") is not None
+            for key in ("within",) if is_bound else _OF_A_BOUND:
+                if key in figure:
+                    kind = "a bound, which has `margin`" if is_bound else "not a bound: it has no `direction`"
+                    raise ValueError(f"{self.id}.{name}: `{key}` would be ignored, as the figure is {kind}")
             if self.rows and "value" not in figure:
                 continue  # it is read from where it stands
             if not isinstance(figure.get("value"), str):

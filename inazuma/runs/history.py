@@ -118,8 +118,14 @@ def _same_work(a: Past, b: Past) -> bool:
 
 
 def siblings(run_path: Path, identity: str) -> tuple[str, ...]:
-    """The other runs of this one's recipe that its folder's ledger knows; none where it was moved away from one."""
+    """The other runs of this one's recipe that its folder's ledger knows; none where it was moved away from one.
+
+    Raises `UserError` where the ledger's chain is broken: nobody knows then how many there were.
+    """
     parent = Path(run_path).resolve().parent
     if not (parent / LEDGER).is_file():
         return ()
-    return next((run.siblings for run in history(parent).runs if run.id == identity), ())
+    past = history(parent)
+    if past.problem is not None:
+        raise UserError(past.problem)
+    return next((run.siblings for run in past.runs if run.id == identity), ())

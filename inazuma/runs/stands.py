@@ -59,20 +59,32 @@ def misplaced(claim: Claim, folder: Path) -> Iterator[str]:
 
 
 def uncovered(claims: Claims, folder: Path) -> Iterator[str]:
-    """The numbers in the documents that stand in no claim's words and are not listed as not measured."""
+    """The numbers in the documents that stand in no claim's words and are not listed as not measured.
+
+    What is listed as not measured and stands round no such number is told too: it would hide the next one.
+    """
+    idle = dict.fromkeys(claims.not_measured)
     for document in documents(claims, folder):
         text = read_document(folder / document)
         prose = _NO_PROSE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
-        spans = [match.span() for words in claims.not_measured for match in pattern(words).finditer(text)]
+        listed = [(*match.span(), words) for words in claims.not_measured for match in pattern(words).finditer(text)]
+        spans = []
         for claim in claims.claims:
             stated = {name: figure["value"] for name, figure in claim.figures.items()}
             for words in claim.stands.get(document, ()):
                 spans += [match.span() for match in pattern(words, stated).finditer(text)]
         for number in _LOOSE.finditer(prose):
-            if not any(start <= number.start() < end for start, end in spans):
+            if any(start <= number.start() < end for start, end in spans):
+                continue
+            around = [words for start, end, words in listed if start <= number.start() < end]
+            for words in around:
+                idle.pop(words, None)
+            if not around:
                 line = text.count("\n", 0, number.start()) + 1
-                around = text.splitlines()[line - 1].strip()
-                yield f"{document}:{line}: no claim covers {number[0]!r} in {around[:100]!r}"
+                said = text.splitlines()[line - 1].strip()
+                yield f"{document}:{line}: no claim covers {number[0]!r} in {said[:100]!r}"
+    for words in idle:
+        yield f"not_measured: {words!r} stands round no number that needs it"
 
 
 def documents(claims: Claims, folder: Path) -> list[str]:

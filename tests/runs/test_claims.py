@@ -77,7 +77,7 @@ def check(folder: Path, *claims: dict[str, Any], **more: Any) -> Report:
 
 
 def one(folder: Path, claim: dict[str, Any], **more: Any) -> ClaimResult:
-    return check(folder, claim, **{"documents": []} | more).claims[0]
+    return check(folder, claim, **{"documents": [], "not_measured": []} | more).claims[0]
 
 
 def changed(claim: dict[str, Any], figure: str, **fields: Any) -> dict[str, Any]:
@@ -182,6 +182,9 @@ def test_an_audit_makes_the_measurement_invalid_by_its_rules(folder):
     (folder / "audit.json").write_text(json.dumps({"findings": findings, "read": []}))
     claim = one(folder, CLAIM | {"audit": "audit.json"})
     assert (claim.measurement, claim.rules, claim.claim) == ("invalid", ("V01",), "not judged")
+    (folder / "audit.json").write_text(json.dumps({"found": findings}))
+    claim = one(folder, CLAIM | {"audit": "audit.json"})
+    assert claim.measurement == "not computable" and "it has no 'findings'" in claim.reasons[0]
 
 
 def test_somebody_elses_words_are_held_against_the_document(folder):
@@ -217,6 +220,13 @@ def test_a_number_that_no_claim_covers_is_found(folder, added):
 def test_code_links_and_names_hold_no_figures(folder, added):
     (folder / "README.md").write_text(f"{DOCUMENT}\n{added}\n")
     assert check(folder, CLAIM).ok
+
+
+@pytest.mark.parametrize("words", ["Python 3.12", "takes 1,235 MB", "`k=4`", "Python"])
+def test_words_that_excuse_no_number_are_found(folder, words):
+    """They are in no document any more, or a claim has their number, or there is none."""
+    report = check(folder, CLAIM, not_measured=["Python 3.11", words])
+    assert report.uncovered == (f"not_measured: {words!r} stands round no number that needs it",) and not report.ok
 
 
 def test_words_do_not_match_inside_a_longer_number(folder):
@@ -355,6 +365,12 @@ def test_a_run_is_evidence_and_must_verify_itself(folder, capsys):
         (changed(CLAIM, "faster", value=3.5), 'write the value as text, as it stands: value: "1.50"'),
         (changed(CLAIM, "faster", value="many"), "'many' is not a number"),
         (changed(CLAIM, "faster", direction="up"), "expected 'at least' or 'at most'"),
+        (changed(CLAIM, "faster", margin=0.1), "`margin` would be ignored, as the figure is not a bound"),
+        (changed(CLAIM, "faster", interval={"field": "x"}), "`interval` would be ignored"),
+        (
+            changed(CLAIM, "faster", direction="at least", within=0.1),
+            "`within` would be ignored, as the figure is a bound",
+        ),
         (CLAIM | {"figures": {}}, "has no figures"),
         (CLAIM | {"txt": "x"}, "txt"),
         (CLAIM | {"stands": {"README.md": ["{slower}"]}}, "no figure 'slower'"),
@@ -364,6 +380,8 @@ def test_a_run_is_evidence_and_must_verify_itself(folder, capsys):
 def test_mistakes_in_a_claims_file_are_named(folder, claim, message):
     with pytest.raises(UserError, match=message):
         check(folder, claim)
-    if claim is CLAIM:
-        with pytest.raises(UserError, match="two claims"):
-            check(folder, CLAIM, CLAIM)
+
+
+def test_two_claims_of_one_name_are_named(folder):
+    with pytest.raises(UserError, match="two claims are called 'speed'"):
+        check(folder, CLAIM, CLAIM)

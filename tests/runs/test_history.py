@@ -122,6 +122,8 @@ def test_nor_with_the_head_where_a_run_ended_later(tmp_path):
     (tmp_path / "ledger.jsonl").write_bytes(forged)
     (tmp_path / "ledger.head").write_text(hashlib.sha256(forged.splitlines(keepends=True)[1]).hexdigest())
     assert "its last lines are missing: good followed a line" in history(tmp_path).problem
+    with pytest.raises(UserError, match="its last lines are missing"):
+        siblings(run.path, run.manifest["id"])
 
 
 def test_a_kill_between_a_line_and_its_head_is_no_forgery(tmp_path):
