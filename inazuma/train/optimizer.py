@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from inazuma.errors import UserError
 from inazuma.model import Transformer
+from inazuma.train.muon import Muon
 from inazuma.train.recipe import OptimizerConfig, Stage
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -52,7 +53,6 @@ def build_optimizers(model: Transformer, config: OptimizerConfig) -> list[Optimi
         lr=0.0,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
     )
     return [adamw, muon]
 
