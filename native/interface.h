@@ -83,11 +83,13 @@ INAZUMA_API int inazuma_rotate(float* x, int64_t rows, int64_t row_stride, int64
                                const void* positions, int32_t wide, const float* cos, const float* sin, int64_t S,
                                int64_t P, int32_t interleaved, int32_t threads);
 
-// A pool of pages (inazuma/ops/paged.py): `heads` rows of `head_bytes` to a token. format: 0 float32, 1 bfloat16, 2 fp8.
+// A pool of pages (inazuma/ops/paged.py): `heads` rows of `head_bytes` to a token; where by_column, of one head, a page is
+// [head_bytes / 4][tokens][4]. format: 0 float32, 1 bfloat16, 2 fp8; of pools by column 0,
+// 3 int16 or 4 int8.
 typedef struct {
   void* data;
   int64_t pages, head_bytes;
-  int32_t heads, width, plain, format;
+  int32_t heads, width, plain, format, by_column;
 } InazumaPool;
 
 // N queries of the sequences row [N], whose pages are rows of tables [B][P], at the positions last [N].
@@ -104,11 +106,11 @@ enum { INAZUMA_BAD_SLOT = 2, INAZUMA_BAD_ROW, INAZUMA_BAD_LAST, INAZUMA_BAD_PAGE
 INAZUMA_API int inazuma_paged_write(const InazumaPool*, const int64_t* slots, const float* x, int64_t N,
                                     int32_t threads);
 
-// indices [N][K], ascending, -1 behind them. q [N][I][C], weights [N][I].
+// indices [N][K], ascending, -1 behind them. q [N][I][C], weights [N][I]; a pool by_column.
 INAZUMA_API int inazuma_paged_select(const InazumaQueries*, const InazumaPool*, const float* q, const float* weights,
                                      int64_t I, int64_t K, int32_t* indices);
 
-// out [N][H][Dv]; q [N][H][D]. values may be null: the keys' first Dv columns. indices [N][K] or null: every position.
+// out [N][H][Dv]; q [N][H][D]; pools by row. values may be null: the keys' first Dv columns. indices [N][K] or null: every position.
 INAZUMA_API int inazuma_paged_attend(const InazumaQueries*, const InazumaPool* keys, const InazumaPool* values,
                                      const float* q, int64_t H, int64_t Dv, float scale, const int32_t* indices,
                                      int64_t K, float* out);

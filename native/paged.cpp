@@ -1,10 +1,11 @@
 // Pools: writing them, and token selection over them.
 //
-// Keys are scored a page at a time, with lanes over its tokens, for up to 32 queries of a sequence. What each query
-// keeps, best.h decides, and in the total order of scores and indices it does not matter how the pages were shared out.
+// Keys are scored a page at a time, for up to 32 queries of a sequence, with lanes over the page's tokens, which in a
+// pool by column lie side by side. What each query keeps, best.h decides, and in the total order of scores and indices it
+// does not matter how the pages were shared out.
 #include "paged.h"
 
-#include <cstring>
+#include <atomic>
 #include <new>
 
 #include "best.h"
@@ -37,8 +38,8 @@ namespace {
 constexpr int64_t QUERIES = 32;  // share a page while it is in the nearest cache
 
 struct Scratch {
-  std::vector<float> q, decoded;
-  std::vector<uint32_t> packed;
+  std::vector<int16_t> q;
+  std::vector<float> weights;
   std::vector<Best> best;
 };
 
@@ -51,9 +52,9 @@ class Selection {
  public:
   Selection(const InazumaQueries& queries, const InazumaPool& pool, const float* q, const float* weights, int I,
             int64_t K)
-      : queries_(queries), pool_(pool), q_(q), weights_(weights), I_(I), C_(pool.width), K_(K) {
-    // What is fp8 otherwise has several scales, and is read as float32.
-    form_ = format_of(pool) == FP8 && (C_ > SCALED || pool.plain > 0) ? FLOAT32 : format_of(pool);
+      : queries_(queries), pool_(pool), q_(q), weights_(weights), I_(I), C_(pool.width), K_(K),
+        format_(format_of(pool)), width_(packed_width(C_, format_)), reached_(queries.N) {
+    for (std::atomic<float>& reached : reached_) reached.store(LOWEST, std::memory_order_relaxed);
   }
 
   bool keeps_all(int64_t n) const { return queries_.last[n] < K_; }
@@ -62,34 +63,50 @@ class Selection {
   void scan(const Unit& unit, int64_t begin, int64_t end, Best* best) const {
     const PagedKernels& kernel = paged_kernels();
     Scratch& mine = scratch();
-    const int width = packed_width(C_, form_);
-    float* q = room(mine.q, (unit.to - unit.from) * I_ * width);
-    uint32_t* packed = room(mine.packed, int64_t(width) * PAGE);
-    float scores[PAGE], scales[PAGE];
+    const int64_t heads = format_ == FLOAT32 ? 0 : (unit.to - unit.from) * I_;
+    int16_t* q = room(mine.q, heads * width_);
+    float* weights = room(mine.weights, heads);
+    float scores[PAGE];
     const int64_t capacity = std::min(std::max<int64_t>(4 * K_, 4 * PAGE), (end - begin) * PAGE) + ROOM;
     for (int64_t n = unit.from; n < unit.to; ++n) {
-      for (int i = 0; i < I_; ++i)
-        arrange(q_ + (n * I_ + i) * C_, C_, form_, 1.0f, q + ((n - unit.from) * I_ + i) * width);
       Best& one = best[n - unit.from];
       one.n = 0, one.full = false, one.threshold = LOWEST, one.slack = 0.0;
       if (keeps_all(n)) continue;
       one.scores.resize(capacity), one.keys.resize(capacity);
+      const int64_t at = (n - unit.from) * I_;
+      for (int i = 0; i < I_ && format_ != FLOAT32; ++i)
+        weights[at + i] = weights_[n * I_ + i] * whole(q_ + (n * I_ + i) * C_, q + (at + i) * width_);
     }
     const int32_t* table = queries_.tables + queries_.row[unit.from] * queries_.P;
     for (int64_t page = begin; page < end; ++page) {
+      const uint32_t* keys = page_of(pool_, table[page]);
+      // Two pages are on their way while one is worked on: memory takes that long.
+      const uint32_t* next = page_of(pool_, table[std::min(page + 2, end - 1)]);
       const int count = int(std::min<int64_t>(PAGE, unit.keys - page * PAGE));
-      bool ready = false;
       for (int64_t n = unit.from; n < unit.to; ++n) {
         const int seen = int(std::min<int64_t>(count, queries_.last[n] + 1 - page * PAGE));
         if (seen <= 0 || keeps_all(n)) continue;
-        if (!ready) pack(table[page], page + 1 < end ? table[page + 1] : -1, count, packed, scales);
-        ready = true;
-        kernel.score(packed, form_, q + (n - unit.from) * I_ * width, weights_ + n * I_, I_, width,
-                     form_ == FP8 ? scales : nullptr, scores);
+        const int64_t at = (n - unit.from) * I_;
+        if (format_ == FLOAT32)
+          kernel.score(reinterpret_cast<const float*>(keys), q_ + n * I_ * C_, weights_ + n * I_, I_, C_, scores);
+        else
+          kernel.score_whole(keys, next, format_, q + at * width_, weights + at, I_, width_, units_of_keys(keys), scores);
         Best& one = best[n - unit.from];
+        const float reached = reached_[n].load(std::memory_order_relaxed);
+        if (reached > one.threshold) one.full = true, one.threshold = reached;
         one.add(scores, seen, int32_t(page * PAGE));
-        if (one.n + ROOM > capacity) one.cut(K_);
+        if (one.n + ROOM > capacity) cut(n, one);
       }
+    }
+  }
+
+  // Cuts to the K best, and tells the other tasks of this query: what is below the least of them is not wanted any more.
+  void cut(int64_t n, Best& best) const {
+    best.cut(K_);
+    if (!best.full) return;
+    const float below = std::nextafter(best.threshold, LOWEST);
+    float reached = reached_[n].load(std::memory_order_relaxed);
+    while (reached < below && !reached_[n].compare_exchange_weak(reached, below, std::memory_order_relaxed)) {
     }
   }
 
@@ -109,21 +126,17 @@ class Selection {
  private:
   static constexpr int64_t ROOM = 2 * PAGE + 96;  // for a page of scores and what the kernels write behind them
 
-  void pack(int64_t page, int64_t next, int count, uint32_t* packed, float* scales) const {
-    const PagedKernels& kernel = paged_kernels();
-    const uint8_t* rows[PAGE];
-    for (int s = 0; s < count; ++s) rows[s] = row_of(pool_, page * PAGE + s, 0);
-    if (next >= 0)  // the first rows of the next page; from then on each row asks for a later one
-      for (int64_t at = 0; at < 16 * pool_.head_bytes; at += 64)
-        __builtin_prefetch(row_of(pool_, next * PAGE, 0) + at);
-    if (form_ == FLOAT32 && format_of(pool_) == FP8) {
-      float* decoded = room(scratch().decoded, int64_t(PAGE) * C_);
-      for (int s = 0; s < count; ++s) {
-        kernel.decode(rows[s], FP8, C_, pool_.plain, decoded + s * C_);
-        rows[s] = reinterpret_cast<const uint8_t*>(decoded + s * C_);
-      }
-    }
-    kernel.pack(rows, count, form_, C_, packed, scales);
+  // The last four bytes of a page's keys.
+  const float* units_of_keys(const uint32_t* keys) const {
+    return reinterpret_cast<const float*>(keys + (pool_.head_bytes / 4 - 1) * PAGE);
+  }
+
+  // A head of a query as it meets the keys; its unit.
+  float whole(const float* head, int16_t* out) const {
+    const float unit = paged_kernels().whole(head, C_, float(largest_query(C_, format_)), out);
+    std::fill(out + C_, out + width_, int16_t(0));
+    for (int c = 0; c < width_ && format_ == INT8; c += 4) std::swap(out[c + 1], out[c + 2]);
+    return unit;
   }
 
   const InazumaQueries& queries_;
@@ -131,7 +144,9 @@ class Selection {
   const float *q_, *weights_;
   const int I_, C_;
   const int64_t K_;
-  Format form_;
+  const Format format_;
+  const int width_;
+  mutable std::vector<std::atomic<float>> reached_;  // of each query: K keys are known to be above it
 };
 
 void select(const InazumaQueries& queries, const InazumaPool& pool, const float* q, const float* weights, int64_t I,
@@ -155,7 +170,7 @@ void select(const InazumaQueries& queries, const InazumaPool& pool, const float*
     Best* best = task.whole ? room(scratch().best, QUERIES) : saved + place[i];
     selection.scan(unit, task.begin, task.end, best);
     if (!task.whole) {
-      for (int64_t n = unit.from; n < unit.to; ++n) best[n - unit.from].cut(K);
+      for (int64_t n = unit.from; n < unit.to; ++n) selection.cut(n, best[n - unit.from]);
       return;
     }
     for (int64_t n = unit.from; n < unit.to; ++n) selection.write(n, best[n - unit.from], out);
@@ -198,10 +213,16 @@ int inazuma_paged_write(const InazumaPool* pool, const int64_t* slots, const flo
     constexpr int64_t ROWS = 32;
     const int64_t numbers = N * pool->heads * pool->width;
     parallel((N + ROWS - 1) / ROWS, numbers < 1 << 17 ? 1 : threads, [&](int64_t task) {
+      std::vector<uint32_t> row(pool->by_column ? pool->head_bytes / 4 : 0);
       for (int64_t n = task * ROWS; n < std::min(N, (task + 1) * ROWS); ++n)
-        for (int64_t head = 0; head < pool->heads; ++head)
+        for (int64_t head = 0; head < pool->heads; ++head) {
+          uint8_t* const to = pool->by_column ? reinterpret_cast<uint8_t*>(row.data())
+                                              : const_cast<uint8_t*>(row_of(*pool, slots[n], head));
           paged_kernels().encode(x + (n * pool->heads + head) * pool->width, format_of(*pool), pool->width,
-                                 pool->plain, const_cast<uint8_t*>(row_of(*pool, slots[n], head)));
+                                 pool->plain, to);
+          uint32_t* const page = page_of(*pool, slots[n] / PAGE) + slots[n] % PAGE;
+          for (size_t u = 0; u < row.size(); ++u) page[u * PAGE] = row[u];
+        }
     });
   });
 }

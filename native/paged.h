@@ -23,6 +23,11 @@ inline const uint8_t* row_of(const InazumaPool& pool, int64_t slot, int64_t head
   return static_cast<const uint8_t*>(pool.data) + (slot * pool.heads + head) * pool.head_bytes;
 }
 
+// A page of a pool by column: [head_bytes / 4][PAGE] units of 4 bytes.
+inline uint32_t* page_of(const InazumaPool& pool, int64_t page) {
+  return reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(pool.data) + page * PAGE * pool.head_bytes);
+}
+
 inline int64_t slot_of(const int32_t* table, int64_t position) {
   return int64_t(table[position / PAGE]) * PAGE + position % PAGE;
 }
@@ -72,10 +77,7 @@ X* room(std::vector<X>& vector, int64_t n) {
 // A row of a query as packed keys want it (paged_kernels.h).
 inline void arrange(const float* q, int C, Format format, float factor, float* out) {
   const int width = packed_width(C, format);
-  for (int c = 0; c < width; ++c) {
-    const int from = format == FP8 ? c / 4 * 4 + c % 4 / 2 + c % 2 * 2 : c;
-    out[c] = from < C ? q[from] * factor : 0.0f;
-  }
+  for (int c = 0; c < width; ++c) out[c] = c < C ? q[c] * factor : 0.0f;
 }
 
 // Runs an operator; what it returns.

@@ -90,7 +90,7 @@ class Attention {
       while (!indices_ && first < N && queries_.last[unit.from + first] < b * BLOCK) ++first;
       const int64_t row = first * heads_;
       for (int s = 0; s < n; s += PAGE) {
-        kernel.pack(key_rows + s, std::min(n - s, PAGE), form_, keys_.width, packed, nullptr);
+        kernel.pack(key_rows + s, std::min(n - s, PAGE), form_, keys_.width, packed);
         kernel.products(packed, form_, q + row * width_, int(R - row), width_, products + row * BLOCK + s, BLOCK);
       }
       for (int64_t i = first; i < N; ++i) {

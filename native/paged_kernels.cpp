@@ -78,6 +78,13 @@ void decode(const uint8_t* row, Format format, int D, int plain, float* out) {
     __builtin_memcpy(out, row, D * sizeof(float));
     return;
   }
+  if (format == INT16 || format == INT8) {
+    const int bytes = format == INT16 ? 2 : 1;
+    const float unit = read<float>(row + bytes * packed_width(D, format));
+    for (int d = 0; d < D; ++d)
+      out[d] = float(format == INT16 ? read<int16_t>(row + 2 * d) : int8_t(row[d])) * unit;
+    return;
+  }
   int d = 0;
   const uint8_t* halves = row;
   if (format == FP8) {
@@ -108,11 +115,52 @@ inline uint8_t to_e4m3(float x) {
   return uint8_t(code | bits >> 31 << 7);
 }
 
+// The largest size of n numbers. As whole numbers sizes keep their order, and NaN is the largest.
+inline float largest_of(const float* x, int n) {
+  int32_t most = 0;
+  for (int i = 0; i < n; ++i) {
+    const int32_t size = read<int32_t>(x + i) & 0x7FFFFFFF;
+    most = size > most ? size : most;
+  }
+  return read<float>(&most);
+}
+
+// How a row becomes whole numbers: 0 for `each` makes all of them zero.
+struct Rounding {
+  float each, unit;
+
+  Rounding(const float* x, int n, float most) {
+    const float largest = largest_of(x, n);
+    each = most / largest, unit = largest / most;
+    if (each - each != 0.0f) each = unit = 0.0f;                            // as good as zero
+    if (largest - largest != 0.0f) each = 0.0f, unit = __builtin_nanf("");  // not finite
+  }
+  int16_t operator()(float x) const { return each == 0.0f ? int16_t(0) : int16_t(__builtin_rintf(x * each)); }
+};
+
+float whole(const float* x, int C, float most, int16_t* out) {
+  const Rounding round(x, C, most);
+  for (int c = 0; c < C; ++c) out[c] = round(x[c]);
+  return round.unit;
+}
+
+// Whole numbers, zeros up to the packed width, and their unit.
+void encode_whole(const float* x, Format format, int D, uint8_t* row) {
+  const Rounding round(x, D, float(largest_key(D, format)));
+  const int width = packed_width(D, format), bytes = format == INT16 ? 2 : 1;
+  for (int d = 0; d < width; ++d) {
+    const int16_t number = d < D ? round(x[d]) : int16_t(0);
+    __builtin_memcpy(row + bytes * d, &number, bytes);  // the low byte is the first
+  }
+  write(row + bytes * width, round.unit);
+}
+
 void encode(const float* x, Format format, int D, int plain, uint8_t* row) {
   if (format == FLOAT32) {
     __builtin_memcpy(row, x, D * sizeof(float));
     return;
   }
+  if (format == INT16 || format == INT8) return encode_whole(x, format, D, row);
   int d = 0;
   uint8_t* halves = row;
   if (format == FP8) {
@@ -120,12 +168,7 @@ void encode(const float* x, Format format, int D, int plain, uint8_t* row) {
     uint8_t* scales = row + coded;
     for (; d < coded; d += SCALED, scales += 4) {
       const int n = coded - d < SCALED ? coded - d : SCALED;
-      int32_t most = 0;  // as whole numbers sizes keep their order, and NaN is the largest
-      for (int i = 0; i < n; ++i) {
-        const int32_t size = read<int32_t>(x + d + i) & 0x7FFFFFFF;
-        most = size > most ? size : most;
-      }
-      float scale = read<float>(&most) / 448.0f;
+      float scale = largest_of(x + d, n) / 448.0f;
       scale = scale < 1.17549435e-38f ? 1.17549435e-38f : scale;
       for (int i = 0; i < n; ++i) row[d + i] = to_e4m3(x[d + i] / scale);
       write(scales, scale);
@@ -173,37 +216,9 @@ void transpose_units(const uint8_t* const* rows, int n, int units, int rest, uin
   }
 }
 
-// The low bytes of 16-bit words, e4m3, as bfloat16, which has them all. All ones becomes 480, not NaN: that is stored
-// only where the scale is not finite, so that the key's products are not either.
-inline Pairs halves_of(Pairs x) {
-  const Pairs size = x & 0x7F, sign = (x & 0x80) << 8;
-#if defined(__AVX512F__)
-  alignas(64) static const uint16_t small[32] = {0, 0x3B00, 0x3B80, 0x3BC0, 0x3C00, 0x3C20, 0x3C40, 0x3C60};
-  const __m512i code = (__m512i)size;
-  const __mmask32 denormal = _mm512_cmplt_epu16_mask(code, _mm512_set1_epi16(8));
-  const Pairs normal = (size << 4) + 0x3C00;
-  return (Pairs)_mm512_mask_permutexvar_epi16((__m512i)normal, denormal, code, _mm512_load_si512(small)) | sign;
-#else
-  Pairs out = (size << 4) + 0x3C00;
-  out = size < 8 ? (size - 4) * 0x20 + 0x3C00 : out;
-  out = size < 4 ? (size - 2) * 0x40 + 0x3B80 : out;
-  out = size < 2 ? size * 0x3B00 : out;
-  return out | sign;
-#endif
-}
-
-void pack(const uint8_t* const* rows, int n, Format format, int C, uint32_t* out, float* scales) {
+void pack(const uint8_t* const* rows, int n, Format format, int C, uint32_t* out) {
   if (format == FLOAT32) return transpose_units(rows, n, C, 0, out);
-  if (format == BFLOAT16) return transpose_units(rows, n, C / 2, C % 2 * 2, out);
-  alignas(64) uint32_t codes[SCALED / 4 * PAGE];
-  transpose_units(rows, n, C / 4, C % 4, codes);
-  for (int u = 0; u < (C + 3) / 4; ++u)
-    for (int s = 0; s < PAGE; s += VL) {
-      const Pairs x = read<Pairs>(codes + u * PAGE + s);
-      write(out + 2 * u * PAGE + s, halves_of(x));
-      write(out + (2 * u + 1) * PAGE + s, halves_of(x >> 8));
-    }
-  for (int s = 0; s < PAGE; ++s) scales[s] = s < n ? read<float>(rows[s] + C) : 0.0f;
+  transpose_units(rows, n, C / 2, C % 2 * 2, out);
 }
 
 // The products of H rows with W vectors of keys; C is the packed width.
@@ -251,15 +266,80 @@ inline void dot_all(const uint32_t* keys, const float* q, int N, int C, Out out)
   for (; r < N; ++r) dot_rows<pairs, 1, 4>(keys, q, C, r, out);
 }
 
-void score(const uint32_t* keys, Format format, const float* q, const float* w, int I, int C, const float* scales,
-           float* scores) {
+void score(const float* keys, const float* q, const float* w, int I, int C, float* scores) {
   for (int s = 0; s < PAGE; ++s) scores[s] = 0.0f;
-  const auto add = [=](int i, int s, F product) {
+  dot_all<false>(reinterpret_cast<const uint32_t*>(keys), q, I, C, [=](int i, int s, F product) {
     V::store(scores + s, V::load(scores + s) + relu(product) * w[i]);
-  };
-  format == FLOAT32 ? dot_all<false>(keys, q, I, C, add) : dot_all<true>(keys, q, I, C, add);
-  if (scales)
-    for (int s = 0; s < PAGE; s += VL) V::store(scores + s, V::load(scores + s) * V::load(scales + s));
+  });
+}
+
+// sum + the products of pairs of int16.
+inline V::N add_pairs(V::N sum, Words key, uint32_t q) {
+  const Words all = q - Words{};
+#if defined(__AVX512VNNI__)
+  // Around the intrinsic, GCC 12 copies every accumulator to another register and back.
+  asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(all), "v"(key));
+  return sum;
+#elif defined(__AVX512BW__)
+  return sum + (V::N)_mm512_madd_epi16((__m512i)key, (__m512i)all);
+#elif defined(__AVX2__)
+  return sum + (V::N)_mm256_madd_epi16((__m256i)key, (__m256i)all);
+#elif defined(__SSE2__)
+  return sum + (V::N)_mm_madd_epi16((__m128i)key, (__m128i)all);
+#else
+  return sum + ((V::N)(key << 16) >> 16) * ((V::N)(all << 16) >> 16) + ((V::N)key >> 16) * ((V::N)all >> 16);
+#endif
+}
+
+// 2 or, of int8, 4 numbers of a key, as pairs of int16.
+template <Format format>
+inline void widen(Words key, Words* out) {
+  typedef int16_t Shorts __attribute__((vector_size(VL * 4)));
+  if constexpr (format == INT16) {
+    out[0] = key;
+  } else {
+    out[0] = (Words)((Shorts)(key << 8) >> 8), out[1] = (Words)((Shorts)key >> 8);
+  }
+}
+
+template <Format format, int H, int W, bool fetch>
+inline void score_heads(const uint32_t* keys, const uint32_t* next, const int16_t* q, const float* w, int C,
+                        F (&total)[W]) {
+  constexpr int PAIRS = format == INT16 ? 1 : 2;
+  V::N sum[H][W] = {};
+  for (int u = 0; u < C / (2 * PAIRS); ++u) {
+    Words key[W][PAIRS];
+    for (int j = 0; j < W; ++j) widen<format>(read<Words>(keys + u * PAGE + j * VL), key[j]);
+    for (int j = 0; fetch && j < W * VL; j += 16) __builtin_prefetch(next + u * PAGE + j);
+    for (int p = 0; p < PAIRS; ++p)
+      for (int h = 0; h < H; ++h) {
+        const uint32_t pair = read<uint32_t>(q + h * C + 2 * (PAIRS * u + p));
+        for (int j = 0; j < W; ++j) sum[h][j] = add_pairs(sum[h][j], key[j][p], pair);
+      }
+  }
+  for (int h = 0; h < H; ++h)
+    for (int j = 0; j < W; ++j) total[j] += relu(__builtin_convertvector(sum[h][j], F)) * w[h];
+}
+
+template <Format format>
+void score_format(const uint32_t* keys, const uint32_t* next, const int16_t* q, const float* w, int I, int C,
+                  const float* units, float* scores) {
+  constexpr int W = 2;
+  for (int s = 0; s < PAGE; s += W * VL) {
+    F total[W] = {};
+    int i = 0;
+    for (; i + MANY <= I; i += MANY)
+      i == 0 ? score_heads<format, MANY, W, true>(keys + s, next + s, q, w, C, total)
+             : score_heads<format, MANY, W, false>(keys + s, next + s, q + i * C, w + i, C, total);
+    for (; i < I; ++i) score_heads<format, 1, W, false>(keys + s, next + s, q + i * C, w + i, C, total);
+    for (int j = 0; j < W; ++j) V::store(scores + s + j * VL, total[j] * V::load(units + s + j * VL));
+  }
+}
+
+void score_whole(const uint32_t* keys, const uint32_t* next, Format format, const int16_t* q, const float* w, int I,
+                 int C, const float* units, float* scores) {
+  if (format == INT16) return score_format<INT16>(keys, next, q, w, I, C, units, scores);
+  score_format<INT8>(keys, next, q, w, I, C, units, scores);
 }
 
 void products(const uint32_t* keys, Format format, const float* q, int N, int C, float* products, int stride) {
@@ -348,7 +428,7 @@ void merge(float* out, float a, const float* x, float b, int64_t n) {
 #define TABLE(isa) JOINED(paged_kernels_, isa)
 
 extern const PagedKernels TABLE(INAZUMA_ISA) = {
-    decode, encode, pack, score, products, softmax, combine, merge,
+    decode, encode, pack, score, whole, score_whole, products, softmax, combine, merge,
 };
 
 }  // namespace inazuma

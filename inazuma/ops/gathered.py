@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from inazuma.ops.dispatch import dense_attention, select_tokens, sparse_attention
-
-if TYPE_CHECKING:
-    from inazuma.ops.paged import Pool
+from inazuma.ops.pool import PAGE, Pool
 
 
 class Part(NamedTuple):
@@ -44,11 +42,9 @@ class Part(NamedTuple):
         return rows if pool.format == "float32" else rows.bfloat16()
 
 
-def select(
-    index_q: Tensor, index_w: Tensor, pool: Pool, tables: Tensor, row: Tensor, last: Tensor, k: int, page: int
-) -> Tensor:
+def select(index_q: Tensor, index_w: Tensor, pool: Pool, tables: Tensor, row: Tensor, last: Tensor, k: int) -> Tensor:
     out = torch.full((len(index_q), k), -1, dtype=torch.int32, device=index_q.device)
-    for part in parts(tables, row, last, page):
+    for part in parts(tables, row, last):
         keys = part.read(pool)[:, :, 0]
         queries = index_q[part.queries].to(keys.dtype)
         out[part.queries] = select_tokens(queries, keys, index_w[part.queries], k, **part.spans)
@@ -65,10 +61,9 @@ def attend(
     scale: float,
     indices: Tensor | None,
     Dv: int,
-    page: int,
 ) -> Tensor:
     out = q.new_zeros(len(q), q.shape[1], Dv)
-    for part in parts(tables, row, last, page):
+    for part in parts(tables, row, last):
         k = part.read(keys)
         v = k[..., :Dv] if values is None else part.read(values)
         queries = q[part.queries].to(k.dtype)
@@ -80,7 +75,7 @@ def attend(
     return out
 
 
-def parts(tables: Tensor, row: Tensor, last: Tensor, page: int) -> Iterator[Part]:
+def parts(tables: Tensor, row: Tensor, last: Tensor) -> Iterator[Part]:
     """The queries that see something: of sequences with one query together, the others a sequence at a time."""
     rows, lasts = row.tolist(), last.tolist()
     seeing = [n for n in range(len(rows)) if lasts[n] >= 0]
@@ -91,6 +86,6 @@ def parts(tables: Tensor, row: Tensor, last: Tensor, page: int) -> Iterator[Part
         last_Rn = last[queries]
         ends = last_Rn.amax(1).long()
         position = torch.arange(max(lasts[n] for run in part for n in run) + 1, device=row.device)
-        pages = tables[row[queries[:, 0]].long()].long()[:, position // page]
+        pages = tables[row[queries[:, 0]].long()].long()[:, position // PAGE]
         exists = position <= ends[:, None]
-        yield Part(queries, torch.where(exists, pages * page + position % page, 0), exists, last_Rn)
+        yield Part(queries, torch.where(exists, pages * PAGE + position % PAGE, 0), exists, last_Rn)

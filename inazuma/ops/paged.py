@@ -18,8 +18,7 @@ how a prompt is cut into chunks, on which pages a sequence has, or (in C++) on t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import groupby
 
 import torch
@@ -29,129 +28,7 @@ from inazuma.errors import UserError
 from inazuma.ops import gathered, reference
 from inazuma.ops.contract import Spans, check_kept
 from inazuma.ops.cpu import paged as cpu
-from inazuma.ops.cpu.library import LIBRARY
-
-PAGE = 64
-"""Tokens of a page."""
-
-FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.uint8}
-"""How a pool keeps its numbers, and the dtype of its storage."""
-
-GROUP = 128
-"""Columns that share a scale in fp8."""
-
-LARGEST = 448.0
-"""The largest number of e4m3."""
-
-TINY = torch.finfo(torch.float32).tiny
-
-
-class Pool:
-    """All pages of one kind of cache of one layer: rows of G heads of width D.
-
-    A token is `row_bytes` bytes: its heads one behind the other, each of them D numbers of float32 or bfloat16, or, in
-    fp8, the published layout of DeepSeek-V3.2's caches (little-endian):
-
-        D - plain            bytes of e4m3 (`torch.float8_e4m3fn`), in groups of 128 columns, the last may be shorter
-        4 for each group     bytes of float32: its scale, max |x| / 448, at least 2^-126; a number is e4m3 * scale
-        2 * plain            bytes of bfloat16: the last `plain` columns (the rope part of a latent) as they are
-
-    which is 512 + 16 + 128 = 656 bytes for a latent of 576 with 64 rope columns, and 128 + 4 = 132 for an index key.
-    Pages that nobody has written cost no memory: the system gives it when they are touched.
-
-    Args:
-        pages: how many. heads: G. width: D.
-        format: "float32", "bfloat16" or "fp8".
-        plain: the columns at the end of a row that fp8 leaves in bfloat16; of no meaning in the other formats.
-
-    Raises:
-        UserError: a size or format that is none.
-    """
-
-    def __init__(
-        self, pages: int, heads: int, width: int, format: str, *, plain: int = 0, device: torch.device | str = "cpu"
-    ):
-        if format not in FORMATS:
-            raise UserError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
-        if min(pages, heads, width) < 1:
-            raise UserError(f"pool: expected at least one page, head and column, got {pages}, {heads} and {width}")
-        if not 0 <= plain <= width:
-            raise UserError(f"plain: expected 0 to {width}, the width of a head, got {plain}")
-        self.pages, self.heads, self.width, self.format, self.plain = pages, heads, width, format, plain
-        coded = width - plain
-        self.groups = -(-coded // GROUP)
-        self.columns = coded + 4 * self.groups + 2 * plain if format == "fp8" else width
-        """Elements of `data` to a head."""
-        self.data = torch.empty(pages * PAGE, heads, self.columns, dtype=FORMATS[format], device=device)
-        """`[slots, G, columns]`"""
-        self.row_bytes = heads * self.columns * self.data.element_size()
-        native = LIBRARY is not None and self.data.is_cpu
-        self.native = cpu.describe(self, tuple(FORMATS)) if native else None
-        """What the C++ library is told of it; None where PyTorch does the work."""
-
-    def write(self, slots: Tensor, x: Tensor) -> None:
-        """Puts `x [N,G,D]`, of any float dtype, into the slots int64 `[N]`, no slot twice.
-
-        Raises:
-            UserError: a shape, dtype or slot that does not fit.
-        """
-        if slots.dtype != torch.int64 or slots.dim() != 1:
-            raise UserError(f"slots: expected int64 [N], got {slots.dtype} {list(slots.shape)}")
-        if x.shape != (len(slots), self.heads, self.width) or not x.is_floating_point():
-            shape = [len(slots), self.heads, self.width]
-            raise UserError(f"x: expected floats [N,G,D] = {shape}, got {x.dtype} {list(x.shape)}")
-        if self.native is not None:
-            with _told(lambda: _check_slots(slots, self)):
-                cpu.write(self.native, slots, x)
-            return
-        _check_slots(slots, self)
-        self.data[slots] = _encode(x.float(), self.plain) if self.format == "fp8" else x.to(self.data.dtype)
-
-    def read(self, slots: Tensor) -> Tensor:
-        """The rows of the slots int64 `[n]`, float32 `[n,G,D]`."""
-        _check_slots(slots, self)
-        rows = self.data[slots]
-        return _decode(rows, self.width, self.plain) if self.format == "fp8" else rows.float()
-
-    def copy_page(self, source: int, target: int) -> None:
-        """Makes page `target` what page `source` is."""
-        if not (0 <= source < self.pages and 0 <= target < self.pages):
-            raise UserError(f"page: expected 0 to {self.pages - 1}, got {source} and {target}")
-        pages = self.data.view(self.pages, -1)
-        pages[target] = pages[source]
-
-
-def _check_slots(slots: Tensor, pool: Pool) -> None:
-    if slots.dtype != torch.int64 or slots.dim() != 1:
-        raise UserError(f"slots: expected int64 [N], got {slots.dtype} {list(slots.shape)}")
-    if len(slots) and not (int(slots.min()) >= 0 and int(slots.max()) < pool.pages * PAGE):
-        raise UserError(f"slots: expected 0 to {pool.pages * PAGE - 1}, got {int(slots.min())} to {int(slots.max())}")
-
-
-def _encode(x: Tensor, plain: int) -> Tensor:
-    """float32 `[...,D]` as the bytes of fp8, uint8 `[...,columns]`."""
-    coded = x.shape[-1] - plain
-    codes, scales = [], []
-    for group in x[..., :coded].split(GROUP, -1) if coded else ():
-        scale = (group.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=TINY)
-        codes.append((group / scale).to(torch.float8_e4m3fn).view(torch.uint8))
-        scales.append(scale.view(torch.uint8))
-    return torch.cat([*codes, *scales, x[..., coded:].bfloat16().view(torch.uint8)], -1)
-
-
-def _decode(rows: Tensor, width: int, plain: int) -> Tensor:
-    """The inverse of `_encode`."""
-    coded = width - plain
-    groups = -(-coded // GROUP)
-
-    def part(start: int, size: int, dtype: torch.dtype) -> Tensor:
-        # A view of another element size must begin at one, and PyTorch cannot view what is empty.
-        out = rows.new_empty(*rows.shape[:-1], size)
-        return out.copy_(rows[..., start : start + size]).view(dtype).float() if size else out.float()
-
-    numbers = part(0, coded, torch.float8_e4m3fn)
-    scales = part(coded, 4 * groups, torch.float32).repeat_interleave(GROUP, -1)[..., :coded]
-    return torch.cat([numbers * scales, part(coded + 4 * groups, 2 * plain, torch.bfloat16)], -1)
+from inazuma.ops.pool import PAGE, Pool, told
 
 
 @torch.no_grad()
@@ -160,7 +37,7 @@ def select(index_q: Tensor, index_w: Tensor, pool: Pool, tables: Tensor, row: Te
 
     Args:
         index_q: float32 `[N,I,C]`. index_w: float32 `[N,I]`, all scales folded in.
-        pool: the index keys, G = 1, D = C.
+        pool: the index keys, G = 1, D = C; on a CPU by column.
         tables: int32 `[B,P]`. row, last: int32 `[N]`, the sequence and the position of each query.
         k: how many to keep; may exceed what a query sees.
 
@@ -175,14 +52,17 @@ def select(index_q: Tensor, index_w: Tensor, pool: Pool, tables: Tensor, row: Te
     _check(index_w, "index_w", index_q.shape[:2], "N,I", torch.float32)
     if pool.heads != 1:
         raise UserError(f"pool: index keys have one head, this pool has {pool.heads}")
+    if pool.native is not None and not pool.by_column:
+        raise UserError("pool: on a CPU index keys lie by column")
     _check_queries(index_q, (pool,), tables, row, last)
     if pool.native is not None:
-        with _told(lambda: _check_places((pool,), tables, row, last)):
+        with told(lambda: _check_places((pool,), tables, row, last)):
             return cpu.select(index_q, index_w, pool.native, tables, row, last, k)
     _check_places((pool,), tables, row, last)
     if index_q.is_cuda:
-        return gathered.select(index_q, index_w, pool, tables, row, last, k, PAGE)
+        return gathered.select(index_q, index_w, pool, tables, row, last, k)
     out = torch.full((len(index_q), k), -1, dtype=torch.int32, device=index_q.device)
+    index_q = pool.rounded(index_q)
     for queries, slots in _sequences(tables, row, last):
         keys = pool.read(slots).transpose(0, 1)
         for n in queries:
@@ -236,6 +116,8 @@ def attend(
             f"and value_width {value_width}"
         )
     pools = (keys,) if values is None else (keys, values)
+    if any(pool.by_column for pool in pools):
+        raise UserError("keys, values: expected pools by row, got one by column")
     _check_queries(q, pools, tables, row, last)
     if indices is not None:
         _check(indices, "indices", (len(q), None), "N,K", torch.int32)
@@ -244,11 +126,11 @@ def attend(
     Dv = values.width if values is not None else value_width
     if keys.native is not None and (values is None or values.native is not None):
         native = None if values is None else values.native
-        with _told(lambda: _check_places(pools, tables, row, last, indices)):
+        with told(lambda: _check_places(pools, tables, row, last, indices)):
             return cpu.attend(q, keys.native, native, tables, row, last, scale, indices, Dv)
     _check_places(pools, tables, row, last, indices)
     if q.is_cuda:
-        return gathered.attend(q, keys, values, tables, row, last, scale, indices, Dv, PAGE)
+        return gathered.attend(q, keys, values, tables, row, last, scale, indices, Dv)
     out = q.new_zeros(len(q), q.shape[1], Dv)
     for queries, slots in _sequences(tables, row, last):
         k = v = None
@@ -296,16 +178,6 @@ def _check_queries(q: Tensor, pools: tuple[Pool, ...], tables: Tensor, row: Tens
     for name, x in (("tables", tables), ("row", row), ("last", last), *(("pool", pool.data) for pool in pools)):
         if x.device != q.device:
             raise UserError(f"{name}: is on {x.device}, the queries on {q.device}")
-
-
-@contextmanager
-def _told(check: Callable[[], None]) -> Iterator[None]:
-    """Where the C++ library refuses, `check` says it in more words."""
-    try:
-        yield
-    except UserError:
-        check()
-        raise
 
 
 def _check_places(

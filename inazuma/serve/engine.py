@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from inazuma.ops.paged import PAGE
+from inazuma.ops.pool import PAGE
 from inazuma.serve.pages import Pages
 from inazuma.serve.request import Busy, Done, Request, Token
 from inazuma.serve.runner import Output, Piece, Runner

@@ -21,7 +21,7 @@ from inazuma.model.plan import plan
 from inazuma.model.streaming import load_streaming
 from inazuma.model.text import tokenizer_of
 from inazuma.model.transformer import Transformer
-from inazuma.ops.paged import PAGE
+from inazuma.ops.pool import PAGE
 from inazuma.serve.engine import Engine
 from inazuma.serve.runner import Format, Piece, Runner, Weights, page_bytes
 

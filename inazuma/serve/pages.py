@@ -12,7 +12,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from inazuma.ops.paged import PAGE
+from inazuma.ops.pool import PAGE
 
 ROOT = b""
 """The name of the empty beginning."""

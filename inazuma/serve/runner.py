@@ -26,7 +26,8 @@ from inazuma.model.moe import Experts, MixtureOfExperts
 from inazuma.model.transformer import DecoderLayer, PredictionLayer, Transformer
 from inazuma.ops import packed
 from inazuma.ops.packed import Packed
-from inazuma.ops.paged import PAGE, Pool, attend, select
+from inazuma.ops.paged import attend, select
+from inazuma.ops.pool import PAGE, Pool
 
 Weights = Literal["none", "int8", "int4"]
 Format = Literal["float32", "bfloat16", "fp8"]
@@ -219,8 +220,16 @@ def page_bytes(config: ModelConfig, format: Format) -> int:
         row = 2 * layers * Pool(1, config.num_key_value_heads, config.head_dim, format).row_bytes
     if config.index_topk is not None:
         indexers = sum(config.has_indexer(layer) for layer in range(layers))
-        row += indexers * Pool(1, 1, config.index_head_dim, format).row_bytes
+        row += indexers * index_pool(config, 1, format, torch.device("cpu")).row_bytes
     return PAGE * row
+
+
+def index_pool(config: ModelConfig, pages: int, format: Format, device: torch.device) -> Pool:
+    """The index keys beside a cache of that format: on a CPU by column, in whole numbers of as many bits."""
+    if device.type != "cpu":
+        return Pool(pages, 1, config.index_head_dim, format, device=device)
+    whole = {"float32": "float32", "bfloat16": "int16", "fp8": "int8"}[format]
+    return Pool(pages, 1, config.index_head_dim, whole, by_column=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -350,7 +359,7 @@ class _Attention:
         return shared
 
     def _index_pool(self, pages: int, format: Format, device: torch.device) -> list[Pool]:
-        return [Pool(pages, 1, self.config.index_head_dim, format, device=device)] if self._indexes else []
+        return [index_pool(self.config, pages, format, device)] if self._indexes else []
 
 
 def _rotate(x_NHD: Tensor, batch: Batch, rotation: Rotation, start: int, interleaved: bool) -> None:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from inazuma.ops.paged import PAGE
+from inazuma.ops.pool import PAGE
 from inazuma.serve.pages import ROOT, Pages
 from inazuma.serve.request import Busy, Request, TooLong
 from inazuma.serve.sampler import Sampler

@@ -346,6 +346,178 @@ void check_linear(int64_t N, int64_t K, int64_t rows, unsigned seed) {
   }
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Pages
+// ---------------------------------------------------------------------------------------------------------------------
+
+enum { FLOAT32, BFLOAT16, FP8, INT16, INT8 };
+
+template <class X>
+X read(const uint8_t* p) {
+  X x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+
+// A pool of `pages` pages of `heads` rows of `width` in a format, whose rows can be read back in double.
+struct Pages {
+  InazumaPool pool;
+  std::vector<uint8_t> bytes;
+
+  Pages(int format, bool by_column, int64_t pages, int heads, int width, int plain) {
+    const bool whole = format == INT16 || format == INT8;
+    int64_t row = (format == FLOAT32 ? 4 : format == INT8 ? 1 : 2) * width;
+    if (format == FP8) row = width - plain + (width - plain + 127) / 128 * 4 + 2 * plain;
+    if (whole) row = (row + 3) / 4 * 4 + 4;
+    bytes.assign(pages * 64 * heads * row, 0xFF);
+    pool = {bytes.data(), pages, row, heads, width, plain, format, by_column};
+  }
+
+  Reals row(int64_t slot, int head) const {
+    std::vector<uint8_t> own(pool.head_bytes);
+    for (int64_t i = 0; i < pool.head_bytes; ++i)
+      own[i] = pool.by_column ? bytes[((slot / 64 * pool.head_bytes / 4 + i / 4) * 64 + slot % 64) * 4 + i % 4]
+                              : bytes[(slot * pool.heads + head) * pool.head_bytes + i];
+    const auto half = [&](int64_t at) {
+      const uint32_t bits = uint32_t(read<uint16_t>(&own[at])) << 16;
+      return double(read<float>(reinterpret_cast<const uint8_t*>(&bits)));
+    };
+    Reals out(pool.width);
+    const int coded = pool.width - pool.plain, scales = coded, halves = scales + (coded + 127) / 128 * 4;
+    for (int d = 0; d < pool.width; ++d) {
+      if (pool.format == FLOAT32) out[d] = read<float>(&own[4 * d]);
+      if (pool.format == BFLOAT16) out[d] = half(2 * d);
+      if (pool.format == INT16) out[d] = double(read<int16_t>(&own[2 * d])) * read<float>(&own[pool.head_bytes - 4]);
+      if (pool.format == INT8) out[d] = double(int8_t(own[d])) * read<float>(&own[pool.head_bytes - 4]);
+      if (pool.format != FP8) continue;
+      if (d >= coded) {
+        out[d] = half(halves + 2 * (d - coded));
+        continue;
+      }
+      const int code = own[d] & 127, e = code >> 3, m = code & 7;
+      const double size = e == 0 ? std::ldexp(m, -9) : std::ldexp(8 + m, e - 10);
+      out[d] = (own[d] & 128 ? -size : size) * read<float>(&own[scales + d / 128 * 4]);
+    }
+    return out;
+  }
+};
+
+// A query's head as it meets whole numbers.
+Reals met(const float* q, int C, int format) {
+  Reals out(q, q + C);
+  if (format == FLOAT32) return out;
+  const int64_t width = format == INT8 ? (C + 3) / 4 * 4 : (C + 1) / 2 * 2;
+  const int64_t key = format == INT8 ? 127 : int64_t(std::sqrt(2147483647.0 / width));
+  const float bound = float(std::min<int64_t>(32767, 2147483647 / (width * key)));
+  float largest = 0.0f;
+  for (int c = 0; c < C; ++c) largest = std::max(largest, std::abs(q[c]));
+  for (int c = 0; c < C; ++c) out[c] = double(std::nearbyint(q[c] * (bound / largest))) * (largest / bound);
+  return out;
+}
+
+// Two sequences whose pages are mixed, queries in one and the other: selection, attention over it, and dense attention.
+void check_pages(int index_format, int format, int H, int G, int D, int I, int C, int64_t K, unsigned seed) {
+  where = std::string(inazuma_kernels()) + ", pages, formats " + std::to_string(index_format) + " and " +
+          std::to_string(format) + ", width " + std::to_string(C);
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  const auto draw = [&](size_t n) {
+    std::vector<float> x(n);
+    for (float& one : x) one = normal(random);
+    return x;
+  };
+  const int64_t lengths[] = {700, 130}, P = 11, pages = 16;
+  std::vector<int32_t> table(2 * P, -9), order(pages);
+  for (int i = 0; i < pages; ++i) order[i] = i;
+  std::shuffle(order.begin(), order.end(), random);
+  for (int64_t b = 0, next = 0; b < 2; ++b)
+    for (int64_t page = 0; page * 64 < lengths[b]; ++page) table[b * P + page] = order[next++];
+  const auto slot = [&](int64_t b, int64_t s) { return table[b * P + s / 64] * int64_t(64) + s % 64; };
+  Pages index(index_format, true, pages, 1, C, 0), keys(format, false, pages, G, D, format == FP8 ? 2 : 0);
+  for (int64_t b = 0; b < 2; ++b) {
+    std::vector<int64_t> slots(lengths[b]);
+    for (int64_t s = 0; s < lengths[b]; ++s) slots[s] = slot(b, s);
+    const std::vector<float> own = draw(lengths[b] * C), rows = draw(lengths[b] * G * D);
+    expect(inazuma_paged_write(&index.pool, slots.data(), own.data(), lengths[b], 2) == 0, "index keys written");
+    expect(inazuma_paged_write(&keys.pool, slots.data(), rows.data(), lengths[b], 2) == 0, "keys written");
+    for (int64_t s = 0; s < lengths[b]; s += 13) {
+      const Reals back = index.row(slots[s], 0), row = keys.row(slots[s], G - 1);
+      for (int c = 0; c < C; ++c)
+        expect(std::abs(back[c] - own[s * C + c]) < 0.02, "index key", back[c], own[s * C + c]);
+      for (int d = 0; d < D; ++d) {
+        const double wanted = rows[(s * G + G - 1) * D + d];
+        expect(std::abs(row[d] - wanted) <= std::abs(wanted) / 16 + 1e-4, "key", row[d], wanted);
+      }
+    }
+  }
+  const std::vector<int32_t> row = {0, 0, 0, 1, 1, 0}, last = {5, 698, 699, 129, -1, 64};
+  const int64_t N = int64_t(row.size());
+  const std::vector<float> index_q = draw(N * I * C), weights = draw(N * I), q = draw(N * H * D);
+  std::vector<int32_t> chosen(N * K), again(N * K);
+  InazumaQueries queries = {N, 2, P, table.data(), row.data(), last.data(), 1};
+  const auto select = [&](int threads, std::vector<int32_t>& into) {
+    queries.threads = threads;
+    return inazuma_paged_select(&queries, &index.pool, index_q.data(), weights.data(), I, K, into.data());
+  };
+  expect(select(1, chosen) == 0 && select(2, again) == 0, "select ran");
+  expect(chosen == again, "two threads, the same selection");
+  for (int64_t n = 0; n < N; ++n) {
+    Reals scores(last[n] + 1);
+    for (int64_t i = 0; i < I; ++i) {
+      const Reals head = met(&index_q[(n * I + i) * C], C, index_format);
+      for (int64_t s = 0; s <= last[n]; ++s) {
+        const Reals key = index.row(slot(row[n], s), 0);
+        double product = 0.0;
+        for (int c = 0; c < C; ++c) product += head[c] * key[c];
+        scores[s] += weights[n * I + i] * std::max(product, 0.0);
+      }
+    }
+    Reals sorted(scores);
+    std::sort(sorted.rbegin(), sorted.rend());
+    const int64_t count = std::min<int64_t>(K, last[n] + 1);
+    std::vector<bool> kept(scores.size());
+    for (int64_t j = 0; j < K; ++j) {
+      const int32_t at = chosen[n * K + j];
+      const bool right = j < count ? at > (j ? chosen[n * K + j - 1] : -1) && at <= last[n] : at == -1;
+      expect(right, "place of a selection", at);
+      if (right && at >= 0) kept[at] = true;
+    }
+    for (size_t s = 0; s < scores.size(); ++s) {
+      const double least = sorted[count - 1];
+      expect(kept[s] ? scores[s] > least - 1e-4 : scores[s] < least + 1e-4, "score of a selection", scores[s], least);
+    }
+  }
+  std::vector<float> out(N * H * D), same(N * H * D);
+  for (const bool sparse : {true, false}) {
+    const int32_t* indices = sparse ? chosen.data() : nullptr;
+    const auto attend = [&](int threads, std::vector<float>& into) {
+      queries.threads = threads;
+      return inazuma_paged_attend(&queries, &keys.pool, &keys.pool, q.data(), H, D, 0.3f, indices, K, into.data());
+    };
+    expect(attend(1, out) == 0 && attend(2, same) == 0, "attend ran");
+    expect(out == same, "two threads, the same bits");
+    for (int64_t n = 0; n < N; ++n)
+      for (int64_t h = 0; h < H; ++h) {
+        double total = 0.0;
+        Reals sum(D);
+        for (int64_t j = 0; j < (sparse ? K : last[n] + 1); ++j) {
+          const int64_t s = sparse ? chosen[n * K + j] : j;
+          if (s < 0) break;
+          const Reals key = keys.row(slot(row[n], s), int(h / (H / G)));
+          double product = 0.0;
+          for (int d = 0; d < D; ++d) product += q[(n * H + h) * D + d] * key[d];
+          const double weight = std::exp(0.3 * product);
+          total += weight;
+          for (int d = 0; d < D; ++d) sum[d] += weight * key[d];
+        }
+        for (int d = 0; d < D; ++d) {
+          const double wanted = total == 0.0 ? 0.0 : sum[d] / total, actual = out[(n * H + h) * D + d];
+          expect(std::abs(actual - wanted) < 2e-5 * (1 + std::abs(wanted)), "attention over pages", actual, wanted);
+        }
+      }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -374,6 +546,9 @@ int main() {
     }
     check_linear(70, 330, 30, seed++);
     check_linear(1, 2, 3, seed++);
+    check_pages(FLOAT32, FLOAT32, 4, 2, 24, 3, 20, 40, seed++);
+    check_pages(INT16, BFLOAT16, 9, 1, 40, 8, 64, 100, seed++);
+    check_pages(INT8, FP8, 2, 2, 150, 5, 13, 64, seed++);
   }
   std::printf("%s: %d checks, %d failures\n", names.c_str(), checks, failures);
   return failures != 0;

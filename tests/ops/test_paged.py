@@ -13,10 +13,13 @@ from torch import Tensor
 from inazuma.errors import UserError
 from inazuma.ops import gathered, reference
 from inazuma.ops.contract import Spans
-from inazuma.ops.paged import PAGE, Pool, attend, select
+from inazuma.ops.paged import attend, select
+from inazuma.ops.pool import PAGE, Pool, largest_key, largest_query
 from tests.ops import oracle
 
 FORMATS = ("float32", "bfloat16", "fp8")
+INDEX_FORMATS = ("float32", "int16", "int8")
+"""Of index keys, whose pools lie by column."""
 LENGTHS = (200, 63, 130, 64)
 """Tokens of the sequences that most tests have."""
 
@@ -45,9 +48,11 @@ def slots(table: Tensor, positions: Tensor) -> Tensor:
     return table[positions // PAGE].long() * PAGE + positions % PAGE
 
 
-def filled(pages: int, tables: Tensor, rows: list[Tensor], format: str, plain: int = 0) -> tuple[Pool, list[Tensor]]:
+def filled(
+    pages: int, tables: Tensor, rows: list[Tensor], format: str, plain: int = 0, *, by_column: bool = False
+) -> tuple[Pool, list[Tensor]]:
     """A pool with the rows [S,G,D] of each sequence, NaN everywhere else, and what the pool then says they are."""
-    pool = Pool(pages, *rows[0].shape[1:], format, plain=plain)
+    pool = Pool(pages, *rows[0].shape[1:], format, plain=plain, by_column=by_column)
     pool.data.view(torch.uint8).fill_(255)  # a NaN in each of the formats
     for table, x in zip(tables, rows, strict=False):
         pool.write(slots(table, torch.arange(len(x))), x)
@@ -143,6 +148,56 @@ def test_writing_is_rounding_once(format: str, dtype: torch.dtype) -> None:
     assert torch.equal(actual.nan_to_num(7.0), expected.nan_to_num(7.0))
 
 
+@pytest.mark.parametrize("format", ["int16", "int8"])
+@pytest.mark.parametrize("width", [1, 6, 7, 64, 1500])
+@pytest.mark.parametrize("by", ["library", "PyTorch"])
+def test_index_keys_are_whole_numbers_side_by_side(format: str, width: int, by: str) -> None:
+    """Each number and unit by the formula, where the layout says it lies; sums of products cannot overflow."""
+    most, met = largest_key(width, format), largest_query(width, format)
+    assert width * most * met < 2**31 and (format == "int8" or (width + width % 2) * (most + 1) ** 2 >= 2**31 - 1)
+    x = draw(5, 1, width, seed=6) * torch.tensor([1.0, 1e-3, 1e20, 1e-44, 1.0])[:, None, None]
+    x[4, 0, 0] = math.inf
+    pool = Pool(2, 1, width, format, by_column=True)
+    if by == "PyTorch":
+        pool.native = None
+    pool.data.fill_(-1)
+    where = torch.tensor([7, 0, 63, 64, 127])
+    pool.write(where, x)
+    size = 2 if format == "int16" else 1
+    pages = bytes(pool.data.view(torch.uint8).flatten().tolist())
+    assert pool.row_bytes == -(-size * width // 4) * 4 + 4 and len(pages) == 2 * PAGE * pool.row_bytes
+    for row, slot in zip(x[:, 0], where.tolist(), strict=True):
+        start = slot // PAGE * PAGE * pool.row_bytes + slot % PAGE * 4
+        units = [pages[start + 4 * PAGE * u : start + 4 * PAGE * u + 4] for u in range(pool.row_bytes // 4)]
+        [unit] = struct.unpack("<f", units[-1])
+        count = -(-size * width // 4) * 4 // size
+        numbers = struct.unpack(f"<{count}{'h' if size == 2 else 'b'}", b"".join(units[:-1]))
+        largest = row.abs().max()
+        if not largest.isfinite():
+            assert math.isnan(unit) and not any(numbers)
+        elif not (most / largest).isfinite():
+            assert unit == 0.0 and not any(numbers)
+        else:
+            assert unit == float(largest / most)
+            assert list(numbers) == (row * (most / largest)).round().tolist() + [0] * (count - width)
+    finite = pool.read(where[:3])
+    assert (finite - x[:3]).abs().amax() <= 0.5001 * x[:3].abs().amax() / most
+
+
+def test_whole_numbers_are_more_exact_than_floats_of_as_many_bits() -> None:
+    """As the docstring of `Pool` has it, for rows of 64 and 128 that are normally distributed."""
+    for width in (64, 128):
+        x = draw(128, 1, width)
+
+        def error(format: str, x: Tensor = x, width: int = width) -> float:
+            pool = Pool(2, 1, width, format, by_column=format.startswith("int"))
+            pool.write(torch.arange(128), x)
+            return float((pool.read(torch.arange(128)) - x).square().mean().sqrt())
+
+        assert error("int16") < error("bfloat16") / 8
+        assert error("int8") < error("fp8") / 3.8
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_page_is_copied_whole(format: str) -> None:
     pool = Pool(4, 2, 24, format, plain=8)
@@ -157,21 +212,25 @@ def test_a_page_is_copied_whole(format: str) -> None:
 # Selection.
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", INDEX_FORMATS)
 @pytest.mark.parametrize("k", [1, 50, 64, 300])
 @pytest.mark.parametrize(("heads", "width"), [(4, 32), (1, 7), (9, 130)])
-def test_selection_is_the_oracles(format: str, k: int, heads: int, width: int) -> None:
-    """Whole numbers up to 2: scores are exact and tie often (fp8 keeps them too, at a scale of 2 / 448)."""
+@pytest.mark.parametrize("by", ["library", "PyTorch"])
+def test_selection_is_the_oracles(format: str, k: int, heads: int, width: int, by: str) -> None:
+    """Whole numbers with units of 1, or a power of two, however they are kept: scores are exact and tie often."""
     tables, pages = shuffled(LENGTHS)
     generator = torch.Generator().manual_seed(2)
     whole = lambda *shape: torch.randint(-2, 3, shape, generator=generator).float()  # noqa: E731
     rows = [whole(length, 1, width) for length in LENGTHS]
-    if format == "fp8":
-        rows = [x * 224 for x in rows]  # a scale of 1
-        for x in rows:
-            x[..., 0] = 448
-    pool, rows = filled(pages, tables, rows, format)
     q, w = whole(len(QUERIES.row), heads, width), whole(len(QUERIES.row), heads)
+    if format != "float32":  # the largest of each row makes its unit a power of two
+        for x in rows:
+            x[..., 0], x[..., 1] = largest_key(width, format), 0
+        q[..., 0], q[..., 1] = 0, largest_query(width, format)
+        q[::2] /= 64
+    pool, rows = filled(pages, tables, rows, format, by_column=True)
+    if by == "PyTorch":
+        pool.native = None
     actual = select(q, w, pool, tables, *QUERIES, k)
     for n, (row, last) in enumerate(zip(*QUERIES, strict=True)):
         keys = rows[row][None, : last + 1, 0]
@@ -247,7 +306,8 @@ def test_how_a_prompt_is_cut_changes_no_bit(format: str) -> None:
     sizes = {"heads": 4, "groups": 1, "width": 40, "value_width": 32, "plain": 8}
     case = attention_case(format, lengths, **sizes)
     tables, pages = shuffled(lengths)
-    index, _ = filled(pages, tables, [draw(n, 1, 32, seed=20 + i) for i, n in enumerate(lengths)], format)
+    keys = [draw(n, 1, 32, seed=20 + i) for i, n in enumerate(lengths)]
+    index, _ = filled(pages, tables, keys, INDEX_FORMATS[FORMATS.index(format)], by_column=True)
     q, index_q, index_w = draw(S, 4, 40, seed=30), draw(S, 3, 32, seed=31), draw(S, 3, seed=32)
     own = batch(*((1, position) for position in range(S)))
 
@@ -273,7 +333,7 @@ def test_the_definition_on_long_rows_is_the_references() -> None:
     """A longer sequence than the oracle can bear, in float64."""
     S, k = 3000, 200
     tables, pages = shuffled((S,))
-    index, keys = filled(pages, tables, [draw(S, 1, 64, seed=1)], "float32")
+    index, keys = filled(pages, tables, [draw(S, 1, 64, seed=1)], "float32", by_column=True)
     q, w = draw(4, 8, 64, seed=2), draw(4, 8, seed=3)
     queries = batch((0, 2999), (0, 1000), (0, 199), (0, 200))
     actual = select(q, w, index, tables, *queries, k)
@@ -289,6 +349,7 @@ def test_the_definition_on_long_rows_is_the_references() -> None:
 def test_what_does_not_fit_is_told_in_one_line() -> None:
     tables, pages = shuffled((100,))
     pool, _ = filled(pages, tables, [draw(100, 1, 16)], "bfloat16")
+    index, _ = filled(pages, tables, [draw(100, 1, 16)], "int16", by_column=True)
     two, _ = filled(pages, tables, [draw(100, 2, 16)], "bfloat16")
     row, last = batch((0, 99))
     q, w, index_q = draw(1, 2, 16), draw(1, 3), draw(1, 3, 16)
@@ -297,20 +358,24 @@ def test_what_does_not_fit_is_told_in_one_line() -> None:
         "format: expected one of float32": lambda: Pool(1, 1, 1, "int4"),
         "pool: expected at least one page": lambda: Pool(0, 1, 1, "fp8"),
         "plain: expected 0 to 8": lambda: Pool(1, 1, 8, "fp8", plain=9),
+        "format: int16 is for pools by column": lambda: Pool(1, 1, 8, "int16"),
+        "format: fp8 is for pools by row": lambda: Pool(1, 1, 8, "fp8", by_column=True),
+        "by_column: a pool by column has one head": lambda: Pool(1, 2, 8, "int8", by_column=True),
         "slots: expected int64": lambda: pool.write(torch.tensor([1], dtype=torch.int32), draw(1, 1, 16)),
         "slots: expected 0 to": lambda: pool.write(torch.tensor([pages * PAGE]), draw(1, 1, 16)),
         "x: expected floats": lambda: pool.write(torch.tensor([1]), draw(1, 1, 15)),
         "page: expected 0 to": lambda: pool.copy_page(0, pages),
-        "index_q: expected float32": lambda: select(index_q.double(), w, pool, tables, row, last, 3),
-        "index_w: expected float32": lambda: select(index_q, w[:, :2], pool, tables, row, last, 3),
+        "index_q: expected float32": lambda: select(index_q.double(), w, index, tables, row, last, 3),
+        "index_w: expected float32": lambda: select(index_q, w[:, :2], index, tables, row, last, 3),
         "pool: index keys have one head": lambda: select(index_q, w, two, tables, row, last, 3),
-        "k: at least one": lambda: select(index_q, w, pool, tables, row, last, 0),
-        "tables: expected int32": lambda: select(index_q, w, pool, tables.long(), row, last, 3),
-        "row: expected int32": lambda: select(index_q, w, pool, tables, row[:0], last, 3),
-        "row: expected 0 to 0": lambda: select(index_q, w, pool, tables, row + 1, last, 3),
-        "last: expected -1 to": lambda: select(index_q, w, pool, tables, row, last + 500, 3),
-        "tables: expected pages 0 to": lambda: select(index_q, w, pool, tables + pages, row, last, 3),
+        "k: at least one": lambda: select(index_q, w, index, tables, row, last, 0),
+        "tables: expected int32": lambda: select(index_q, w, index, tables.long(), row, last, 3),
+        "row: expected int32": lambda: select(index_q, w, index, tables, row[:0], last, 3),
+        "row: expected 0 to 0": lambda: select(index_q, w, index, tables, row + 1, last, 3),
+        "last: expected -1 to": lambda: select(index_q, w, index, tables, row, last + 500, 3),
+        "tables: expected pages 0 to": lambda: select(index_q, w, index, tables + pages, row, last, 3),
         "q: expected float32": lambda: attend(q[..., :5], pool, pool, tables, row, last, 1.0),
+        "keys, values: expected pools by row": lambda: attend(q, index, index, tables, row, last, 1.0),
         "q: 3 query heads": lambda: attend(draw(1, 3, 16), two, two, tables, row, last, 1.0),
         "values: None means": lambda: attend(q, pool, None, tables, row, last, 1.0),
         "values: expected a pool of 1": lambda: attend(q, pool, two, tables, row, last, 1.0),
@@ -333,17 +398,18 @@ def test_gathered_rows_give_what_pages_give(format: str) -> None:
     tables, pages = shuffled(LENGTHS)
     whole = [torch.randint(-3, 4, (n, 1, 40), generator=torch.Generator().manual_seed(n)).float() for n in LENGTHS]
     pool, _ = filled(pages, tables, whole, format, plain=40 if format == "fp8" else 0)
+    index, _ = filled(pages, tables, whole, "float32", by_column=True)
     index_q = torch.randint(-3, 4, (len(QUERIES.row), 5, 40), generator=torch.Generator().manual_seed(9)).float()
     index_w = torch.randint(-2, 3, (len(QUERIES.row), 5), generator=torch.Generator().manual_seed(8)).float()
     for k in (7, 64, 300):
-        expected = select(index_q, index_w, pool, tables, *QUERIES, k)
-        assert torch.equal(gathered.select(index_q, index_w, pool, tables, *QUERIES, k, PAGE), expected)
+        expected = select(index_q, index_w, index, tables, *QUERIES, k)
+        assert torch.equal(gathered.select(index_q, index_w, pool, tables, *QUERIES, k), expected)
 
     pool, _ = filled(pages, tables, [draw(n, 1, 40, seed=n) for n in LENGTHS], format, plain=8)
     q = draw(len(QUERIES.row), 3, 40, seed=7)
-    kept = select(index_q, index_w, *[filled(pages, tables, whole, "float32")[0]], tables, *QUERIES, 64)
+    kept = select(index_q, index_w, index, tables, *QUERIES, 64)
     for indices in (None, kept):
         expected = attend(q, pool, None, tables, *QUERIES, 0.3, indices, 24)
-        ours = gathered.attend(q, pool, None, tables, *QUERIES, 0.3, indices, 24, PAGE)
+        ours = gathered.attend(q, pool, None, tables, *QUERIES, 0.3, indices, 24)
         assert not ours[QUERIES.last < 0].any()
         assert (ours - expected).abs().max() <= (1e-5 if format == "float32" else 3e-2) * expected.abs().max()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from inazuma.model import ModelConfig
-from inazuma.ops.paged import PAGE
+from inazuma.ops.pool import PAGE
 from inazuma.serve.engine import Engine
 from inazuma.serve.request import Busy, Done, Request, Sampling, Token, TooLong
 from inazuma.serve.runner import Runner

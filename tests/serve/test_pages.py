@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inazuma.ops.paged import PAGE
+from inazuma.ops.pool import PAGE
 from inazuma.serve.pages import ROOT, Pages, name_of
 
 

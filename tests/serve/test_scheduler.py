@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inazuma.ops.paged import PAGE
+from inazuma.ops.pool import PAGE
 from inazuma.serve.pages import Pages
 from inazuma.serve.request import Request, Sampling
 from inazuma.serve.scheduler import LEAST, MOST, STEP, Scheduler, Text

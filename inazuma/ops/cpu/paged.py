@@ -12,7 +12,7 @@ from inazuma.errors import UserError
 from inazuma.ops.cpu.library import function
 
 if TYPE_CHECKING:
-    from inazuma.ops.paged import Pool
+    from inazuma.ops.pool import Pool
 
 _WRONG = {
     2: "slots: one is not in the pool",
@@ -31,7 +31,7 @@ class _Pool(ctypes.Structure):
     _fields_ = (
         ("data", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("pages", "head_bytes")),
-        *((name, ctypes.c_int32) for name in ("heads", "width", "plain", "format")),
+        *((name, ctypes.c_int32) for name in ("heads", "width", "plain", "format", "by_column")),
     )
 
 
@@ -47,7 +47,7 @@ def describe(pool: Pool, formats: tuple[str, ...]) -> _Pool:
     """The structure of a pool, whose storage stays where it is."""
     format = formats.index(pool.format)
     head = pool.row_bytes // pool.heads
-    return _Pool(pool.data.data_ptr(), pool.pages, head, pool.heads, pool.width, pool.plain, format)
+    return _Pool(pool.data.data_ptr(), pool.pages, head, pool.heads, pool.width, pool.plain, format, pool.by_column)
 
 
 def write(pool: _Pool, slots: Tensor, x: Tensor) -> None:
