@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -341,6 +342,34 @@ def test_the_definition_on_long_rows_is_the_references() -> None:
         spans = Spans(torch.zeros(1, 1, dtype=torch.long), torch.full((1, 1), last))
         arguments = (x.double() for x in (q[None, n : n + 1], keys[0][None, :, 0], w[None, n : n + 1]))
         assert torch.equal(actual[n], reference.select_tokens(*arguments, k, spans)[0, 0])
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("format", INDEX_FORMATS)
+def test_tasks_that_share_a_query_keep_the_earliest_of_equals(format: str) -> None:
+    """The best score is rare where the first task works, and common behind it, where others soon have enough of it."""
+    S, k = 60_000, 100
+    tables, pages = shuffled((S,))
+    generator = torch.Generator().manual_seed(3)
+    keys, q = torch.zeros(S, 1, 64), torch.zeros(1, 8, 64)
+    often = torch.where(torch.arange(S) < S // 10, 0.005, 0.5)
+    keys[:, 0, 2] = 1.0 + (torch.rand(S, generator=generator) < often)
+    q[..., 2] = 1.0
+    if format != "float32":  # units of 1
+        keys[..., 0], q[..., 1] = largest_key(64, format), largest_query(64, format)
+    index, _ = filled(pages, tables, [keys], format, by_column=True)
+    expected = (keys[:, 0, 2] == 2.0).nonzero()[:k, 0].int()
+    assert int((expected < S // 10).sum()) < 50
+    for _ in range(20):
+        actual = select(q, torch.ones(1, 8), index, tables, *batch((0, S - 1)), k)
+        assert torch.equal(actual[0], expected)
 
 
 # What does not fit.
