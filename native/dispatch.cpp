@@ -79,6 +79,8 @@ const char* kernels_name() { return in_use().name; }
 
 }  // namespace inazuma
 
+int inazuma_interface(void) { return INAZUMA_INTERFACE; }
+
 const char* inazuma_kernels(void) { return inazuma::kernels_name(); }
 
 int inazuma_use_kernels(const char* name) { return inazuma::use_kernels(name); }

@@ -115,6 +115,11 @@ INAZUMA_API int inazuma_paged_attend(const InazumaQueries*, const InazumaPool* k
                                      const float* q, int64_t H, int64_t Dv, float scale, const int32_t* indices,
                                      int64_t K, float* out);
 
+// What is above, numbered: whoever changes a structure or what a function takes counts up here and in
+// inazuma/ops/cpu/library.py, so that a library built from other sources is not called.
+#define INAZUMA_INTERFACE 2
+INAZUMA_API int inazuma_interface(void);
+
 // The instruction set in use, and to use another one (0 where this machine or build does not have it).
 INAZUMA_API const char* inazuma_kernels(void);
 INAZUMA_API int inazuma_use_kernels(const char* name);

@@ -45,6 +45,9 @@ class Linear(ctypes.Structure):
     )
 
 
+INTERFACE = 2
+"""`INAZUMA_INTERFACE` of `native/interface.h`."""
+
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 DIRECT = {
     "linear": (_POINTER, _POINTER, _LONG, _POINTER, _INT),
@@ -72,8 +75,11 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     for folder in [named] if named else sys.modules[__package__].__path__:
         for path in sorted(Path(folder).glob("libinazuma_cpu.*")):
             try:
-                return _declare(ctypes.CDLL(str(path))), None
-            except (OSError, AttributeError) as error:  # the latter: built from older sources
+                library = ctypes.CDLL(str(path))
+                if library.inazuma_interface() != INTERFACE:
+                    return None, f"{path.name} was built from other sources: install inazuma again"
+                return _declare(library), None
+            except (OSError, AttributeError) as error:  # the latter: built from much older sources
                 return None, f"{path.name} does not load: {error}"
     return None, "it was not built: a C++17 compiler was missing when inazuma was installed"
 
