@@ -1,42 +1,52 @@
-"""Learning curves: the cheap rungs again, on fewer labels, and about how many labels would reach the best."""
+"""Learning curves: the rungs that learn from labels again, on fewer of them, and how many would reach the best."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from inazuma.files import read_json, write_json
+from inazuma.evaluate.outcome import SAMPLES
+from inazuma.files import PARTIAL, read_json, write_json
 from inazuma.rightsize.climb import FACTS, quality
 from inazuma.rightsize.rungs import prepare
 from inazuma.rightsize.splits import Splits
 from inazuma.rightsize.task import Task
+from inazuma.runs.lines import read_lines
 
 CURVES = "curves.json"
-_CHEAP = ("tfidf", "embedding")
-"""Rungs that train in seconds; of the others the full training is the only point."""
+_CHEAP = ("majority", "tfidf", "embedding")
+"""Rungs that train in seconds."""
+_COSTLY = {"scratch": 2, "pretrained": 2, "lora": 2}
+"""How many of the label counts, the largest, others are trained on: about what their tuning took, once more. A line
+through errors needs three points, of which the training on all labels is one."""
 
 
 def learning_curves(task: Task, splits: Splits, out: Path, names: list[str]) -> dict[str, list[list[float]]]:
-    """[labels, quality on the test split] of each cheap rung with its tuned configuration; kept in curves.json."""
+    """[labels, quality on the test split] of each rung that learns, with its tuned configuration; kept in curves.json."""
     if (out / CURVES).exists():
         return read_json(out / CURVES)
     curves: dict[str, list[list[float]]] = {}
     for name in names:
-        if name not in _CHEAP:
+        if name not in _CHEAP and name not in _COSTLY:
             continue
-        trials = [trial for trial in read_json(out / "rungs" / name / FACTS)["trials"] if "validation" in trial]
+        folder = out / "rungs" / name
+        trials = [trial for trial in read_json(folder / FACTS)["trials"] if "validation" in trial]
         choice = max(trials, key=lambda trial: trial["validation"])["choice"]
+        train = splits["train"]
+        counts = [count for count in task.curve if count < len(train)]
         points = []
-        for count in [*[n for n in task.curve if n < len(splits["train"])], len(splits["train"])]:
-            fewer = Splits({**splits.parts, "train": _spread(splits["train"], count)})
+        for count in counts[-_COSTLY.get(name, len(counts)) :]:
+            plan = prepare(name, task, Splits({**splits.parts, "train": _spread(train, count)}), out)
             try:
-                model = prepare(name, task, fewer, out).fit(choice, out)
+                with tempfile.TemporaryDirectory(dir=out, prefix=PARTIAL) as work, plan.open:
+                    points.append([count, quality(task, plan.fit(choice, Path(work) / "model"), splits["test"])])
             except ValueError:  # too few labels to train on at all
                 continue
-            points.append([count, quality(task, model, splits["test"])])
-        curves[name] = points
+        scores = [line["score"] for line in read_lines(folder / SAMPLES) if line["task"] == "test"]
+        curves[name] = [*points, [len(train), sum(scores) / len(scores)]]
     write_json(out / CURVES, curves)
     return curves
 

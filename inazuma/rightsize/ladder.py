@@ -48,6 +48,7 @@ def rightsize(
     try:
         _look(task, counts, splits, run.path, say)
         names, skipped = _climb_all(task, splits, run.path, say)
+        say("learning curves: again on fewer labels")
         learning_curves(task, splits, run.path, names)
         result = _judge(task, run.path, names, skipped)
         write_report(run.path)
