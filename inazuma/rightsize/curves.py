@@ -25,7 +25,8 @@ through errors needs three points, of which the training on all labels is one.""
 
 
 def learning_curves(task: Task, splits: Splits, out: Path, names: list[str]) -> dict[str, list[list[float]]]:
-    """[labels, quality on the test split] of each rung that learns, with its tuned configuration; kept in curves.json."""
+    """[labels, quality on the test split] of each rung that learns, with its tuned configuration; kept in
+    curves.json."""
     if (out / CURVES).exists():
         return read_json(out / CURVES)
     curves: dict[str, list[list[float]]] = {}

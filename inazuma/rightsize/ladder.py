@@ -13,6 +13,7 @@ from inazuma import config
 from inazuma.errors import UserError
 from inazuma.evaluate.outcome import SAMPLES
 from inazuma.files import PARTIAL, read_json, sha256, write_json
+from inazuma.rightsize.audited import write_audit, write_study
 from inazuma.rightsize.checks import findings, overview
 from inazuma.rightsize.climb import FACTS, SERVICE, climb, copy_model
 from inazuma.rightsize.curves import learning_curves
@@ -47,10 +48,13 @@ def rightsize(
     run = _run(task, Path(out), command=command, force=force, resume=resume)
     try:
         _look(task, counts, splits, run.path, say)
+        write_study(splits, run.path)
         names, skipped = _climb_all(task, splits, run.path, say)
         say("learning curves: again on fewer labels")
         learning_curves(task, splits, run.path, names)
         result = _judge(task, run.path, names, skipped)
+        for finding in write_audit(run.path)["findings"]:
+            say(f"audit: {finding['rule']} {finding['title']}: {finding['item']}: {finding['evidence']}")
         write_report(run.path)
         run.finish("finished")
         return result

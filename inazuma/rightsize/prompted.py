@@ -134,7 +134,7 @@ class Asked:
             raise UserError(f"{self.task.prompted.outputs}: has no output for the text {text[:60]!r}")
         found = readable(self.task, str(line["output"]))
         tokens = self._tokens(line, ("input_tokens", "output_tokens"), str(self.task.prompted.outputs))
-        return Answer(found, 1.0, *tokens, float(line["milliseconds"]))
+        return Answer(found, 1.0, *tokens, float(line["milliseconds"]), line.get("stop_reason"))
 
     def _tokens(self, given: dict[str, Any], names: tuple[str, str], where: str) -> tuple[int, int]:
         """Tokens read and written, 0 where nobody told; a UserError where the cost is reckoned with them."""

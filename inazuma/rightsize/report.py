@@ -15,6 +15,7 @@ from inazuma.report.charts import Axis, Series, line_chart
 from inazuma.report.page import escape, page
 from inazuma.report.provenance import provenance
 from inazuma.rightsize.analysis import break_even, calibration_error, cost_curve, slices
+from inazuma.rightsize.audited import AUDIT
 from inazuma.rightsize.climb import FACTS, SERVICE
 from inazuma.rightsize.curves import CURVES, labels_to_parity
 from inazuma.rightsize.pareto import pareto_chart
@@ -51,6 +52,7 @@ def write_report(folder: Path) -> None:
         _sensitivity(task, result),
         _tuning(facts),
         _data(data),
+        _audit(read_json(folder / AUDIT)),
         _left_out(ladder),
     ]
     pictures = {
@@ -282,6 +284,17 @@ def _data(data: Mapping[str, Any]) -> Table:
         "probability where two rungs differ on every tenth item."
     )
     return "The data", note, ["found", "what", "rows"], rows
+
+
+def _audit(record: Mapping[str, Any]) -> Table:
+    by_status: dict[str, list[str]] = {}
+    for rule, status in record["rules"].items():
+        by_status.setdefault(status, []).append(rule)
+    note = "What `inazuma audit` says of the rungs' answers and figures. " + "; ".join(
+        f"{status}: {', '.join(rules)}" for status, rules in by_status.items()
+    )
+    rows = [[f"{x['rule']} {x['title']}", x["item"], x["evidence"], x["fix"]] for x in record["findings"]]
+    return ("Audit", note + ".", ["rule", "where", "what was found", "what to do"] if rows else [], rows)
 
 
 def _left_out(ladder: Mapping[str, Any]) -> Table:

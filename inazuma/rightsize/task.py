@@ -66,8 +66,9 @@ class Prompted:
     key_variable: str = "OPENAI_API_KEY"
     """The environment variable that holds the key, if the address asks for one."""
     outputs: Path | None = None
-    """JSON lines with `text`, `output` and `milliseconds` (`input_tokens` and `output_tokens` too, if known or priced):
-    what some model answered to the texts of all splits but train."""
+    """JSON lines with `text`, `output` and `milliseconds` (`input_tokens` and `output_tokens` too, if known or priced;
+    `stop_reason`, of which "length" is an answer cut off): what some model answered to the texts of all splits but
+    train."""
     instructions: str | None = None
     """What it is told; by default the labels or the schema in plain words."""
     examples: int = 4

@@ -14,10 +14,19 @@ from types import ModuleType
 from inazuma.errors import UserError
 from inazuma.evaluate.audit.declared import read_declared
 from inazuma.evaluate.audit.log import Log, Study
-from inazuma.evaluate.audit.readers import comparison, helm, inazuma_run, inspect_log, lighteval, lm_eval, training_run
+from inazuma.evaluate.audit.readers import (
+    comparison,
+    helm,
+    inazuma_run,
+    inspect_log,
+    lighteval,
+    lm_eval,
+    rightsize_run,
+    training_run,
+)
 from inazuma.files import PARTIAL
 
-READERS: tuple[ModuleType, ...] = (inazuma_run, lm_eval, inspect_log, lighteval, helm)
+READERS: tuple[ModuleType, ...] = (inazuma_run, rightsize_run, lm_eval, inspect_log, lighteval, helm)
 
 
 def read_study(path: Path) -> Study:

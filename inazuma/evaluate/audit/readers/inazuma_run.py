@@ -48,7 +48,7 @@ def read(folder: Path) -> Log:
     check_unedited(run)
     samples: dict[str, list[Sample]] = {}
     for where, record in strict_lines(folder / SAMPLES):
-        samples.setdefault(str(required(record, "task", where)), []).append(_sample(record, where))
+        samples.setdefault(str(required(record, "task", where)), []).append(sample_of(record, where))
     # A dot would lead on in a figure's name.
     scores = _scores(folder, {spelling: name for name in samples for spelling in (name, name.replace(".", "_"))})
     config = run.manifest["config"] if isinstance(run.manifest["config"], dict) else {}
@@ -98,7 +98,7 @@ def _family(config: dict[str, Any], name: str) -> str | None:
     return _FAMILIES.get(own) if length[:1].isdigit() else None
 
 
-def _sample(record: dict[str, Any], where: str) -> Sample:
+def sample_of(record: dict[str, Any], where: str) -> Sample:
     outcome = required(record, "outcome", where)
     if outcome not in OUTCOMES:
         raise UserError(f"{where}: unknown outcome {outcome!r}; known are {', '.join(OUTCOMES)}")

@@ -1,0 +1,67 @@
+"""`inazuma audit` on runs of the ladder: clean ones pass, planted flaws are found, edited ones refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from inazuma.cli import main
+from inazuma.files import read_json
+from inazuma.rightsize import ladder
+from inazuma.rightsize.splits import Splits, make_splits
+from inazuma.rightsize.task import Prompted, Task
+from tests.rightsize.planted import noisy, write
+
+
+def climb(task: Task, out: Path) -> list[str]:
+    said: list[str] = []
+    ladder.rightsize(task, out, command=["inazuma", "rightsize"], say=said.append)
+    return said
+
+
+def test_a_clean_run_is_read_rung_by_rung_and_has_no_finding(tmp_path, capsys):
+    data = write(tmp_path / "a.csv", noisy(400))
+    said = climb(Task(data=data, rungs=("majority", "tfidf"), curve=()), tmp_path / "run")
+    assert not [line for line in said if line.startswith("audit:")]
+    capsys.readouterr()
+    assert main(["audit", str(tmp_path / "run"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [Path(log["path"]).name for log in found["read"]] == ["majority", "tfidf"]
+    for rule in ("V05", "V07", "V10", "V21", "V22"):
+        assert found["rules"][rule] == "clean"
+    assert [one["rule"] for one in found["waived"]] == ["V24"], "the floor, with its reason"
+    assert "## Audit" in (tmp_path / "run" / "report.md").read_text()
+    # One rung alone is a log, too.
+    assert main(["audit", str(tmp_path / "run" / "rungs" / "tfidf" / "samples.jsonl")]) == 0
+    samples = tmp_path / "run" / "rungs" / "tfidf" / "samples.jsonl"
+    samples.write_text(samples.read_text().replace('"score": 0.0', '"score": 1.0'))
+    assert main(["audit", str(tmp_path / "run")]) == 2
+
+
+def test_a_leak_between_splits_is_found(tmp_path, monkeypatch, capsys):
+    def leaking(task, examples):
+        splits = make_splits(task, examples)
+        return Splits({**splits.parts, "train": [*splits["train"], *splits["test"][:9]]}, splits.findings)
+
+    monkeypatch.setattr(ladder, "make_splits", leaking)
+    data = write(tmp_path / "a.csv", noisy(400))
+    said = climb(Task(data=data, rungs=("majority", "tfidf"), curve=()), tmp_path / "run")
+    [line] = [line for line in said if line.startswith("audit:")]
+    assert line.startswith("audit: V07 Leakage between splits: splits: 9 of ")
+    assert read_json(tmp_path / "run" / "audit.json")["findings"][0]["rule"] == "V07"
+    assert "V07 Leakage between splits" in (tmp_path / "run" / "report.md").read_text()
+    assert main(["audit", str(tmp_path / "run")]) == 1
+
+
+def test_answers_that_were_cut_off_are_found(tmp_path):
+    rows = noisy(400)
+    data = write(tmp_path / "a.csv", rows)
+    outputs = tmp_path / "outputs.jsonl"
+    with open(outputs, "w") as handle:
+        for i, row in enumerate(rows):
+            answer = {"text": row["text"], "output": "pra" if i % 4 == 0 else row["label"], "milliseconds": 5.0}
+            answer |= {"input_tokens": 20, "output_tokens": 2, "stop_reason": "length" if i % 4 == 0 else "stop"}
+            handle.write(json.dumps(answer) + "\n")
+    task = Task(data=data, rungs=("majority", "prompted"), prompted=Prompted(outputs=outputs), curve=())
+    [line] = [line for line in climb(task, tmp_path / "run") if line.startswith("audit: V01")]
+    assert "prompted: test" in line
