@@ -1,7 +1,9 @@
 """A served model's speed: `python benchmarks/serve.py --work DIR` writes `benchmarks/results/serve.json`.
 
-SmolLM2-135M-Instruct from its package against llama.cpp and transformers, and a sparse model of random weights (the
-preset dsa-mini with room for 66,560 positions) at long contexts, beside its dense twin in llama.cpp.
+SmolLM2-135M-Instruct from its package against llama.cpp and transformers (`inazuma bench serve`, whose run folder is
+DIR/run), and a sparse model of random weights (the preset dsa-mini with room for 66,560 positions) at long contexts,
+beside its dense twin in llama.cpp: of both what a token takes through HTTP, with weights in bfloat16, and of the sparse
+one alone what a step of the engine takes, also with weights in int8 and after contexts that take long to read.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 
 import inazuma
 from inazuma.bench import serve
+from inazuma.bench.comparison import FIGURES, run_comparison
 from inazuma.cli import main
 from inazuma.files import write_json
 from inazuma.model import Transformer
@@ -42,10 +45,17 @@ def random_model(name: str, folder: Path, tokenizer: Path) -> Path:
     return folder
 
 
-def steps(folder: Path, lengths: list[int], format: str) -> dict[str, float]:
+def speeds(out: Path, smollm2: Path, gguf: Path, turns: int) -> dict:
+    """By server and figure, tokens a second; the run folder `out` has every turn."""
+    command = ["python", "benchmarks/serve.py"]
+    result = run_comparison(out, folder=smollm2, gguf=gguf, turns=turns, command=command, force=True, say=print)
+    return {server["name"]: {figure: server[figure] for figure in FIGURES} for server in result["servers"]}
+
+
+def steps(folder: Path, lengths: list[int], weights: str, format: str) -> dict[str, float]:
     """Milliseconds of the engine's step that reads one token after so many, whose caches hold random numbers: what a
     step takes does not depend on them. Medians of 40."""
-    runner = Runner(inazuma.load(folder), pages=1040, context=66560, weights="int8", format=format)
+    runner = Runner(inazuma.load(folder), pages=1040, context=66560, weights=weights, format=format)
     slots = torch.arange(1040 * PAGE)
     for layer in runner._layers:
         for pool in layer.pools:
@@ -73,13 +83,19 @@ def run(work: Path, turns: int, lengths: list[int]) -> dict:
         "machine": surroundings.machine(),
         "code": surroundings.code(),
         "python": platform.python_version(),
-        "smollm2": serve.compare(smollm2, gguf, turns=turns, say=print),
+        "smollm2": speeds(work / "run", smollm2, gguf, turns),
     }
     sparse = random_model("dsa-mini", work / "dsa-mini", smollm2)
     body = {"model": "dsa-mini", "logit_bias": {"2": -100}}
     for format in ("bfloat16", "fp8"):
-        record[f"sparse, cache {format}"] = found = steps(sparse, lengths, format)
+        record[f"sparse, cache {format}"] = found = steps(sparse, lengths, "int8", format)
         print(format, found)
+    # The precision that its twin in llama.cpp has.
+    record["sparse, weights and cache bfloat16"] = found = steps(sparse, lengths, "none", "bfloat16")
+    print("weights bfloat16", found)
+    with serve.inazuma_server(sparse, "--quantize", "none") as url:
+        record["sparse through HTTP"] = serve.by_context(url, body, lengths[:2], 49152)
+        print(record["sparse through HTTP"])
     with serve.inazuma_server(sparse, "--quantize", "int8") as url:
         record["second turn"] = serve.second_turn(url, body, 16384, 49152)
         print(record["second turn"])

@@ -145,7 +145,8 @@ def test_a_call_the_model_chose(live, client):
 
 
 GLM = CHATML + (
-    "{% if tools %}{{ tools | tojson }}<tool_call>name<arg_key>k</arg_key><arg_value>v</arg_value></tool_call>{% endif %}"
+    "{% if tools %}{{ tools | tojson }}"
+    "<tool_call>name<arg_key>k</arg_key><arg_value>v</arg_value></tool_call>{% endif %}"
 )
 
 
