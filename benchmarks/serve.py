@@ -83,6 +83,7 @@ def run(work: Path, turns: int, lengths: list[int]) -> dict:
         "machine": surroundings.machine(),
         "code": surroundings.code(),
         "python": platform.python_version(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "smollm2": speeds(work / "run", smollm2, gguf, turns),
     }
     sparse = random_model("dsa-mini", work / "dsa-mini", smollm2)

@@ -106,7 +106,12 @@ def run_comparison(
     inputs = {str(path): sha256(path) for path in (folder / "config.json", *weight_files(folder), gguf)}
     run = Run.create(out, command=command, config=config, inputs=inputs, force=force)
     try:
-        facts = {"load_before": round(os.getloadavg()[0], 2), "servers": []}
+        facts = {
+            "load_before": round(os.getloadavg()[0], 2),
+            # A processor without instructions for bfloat16 takes several times as long in it.
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "servers": [],
+        }
         (out / _RECORDS).parent.mkdir()
         with open(out / _RECORDS, "ab", buffering=0) as records:
             for record in measure(folder, gguf, turns):
@@ -174,7 +179,9 @@ def _transformers(folder: str, turns: int, new: int, prompt: int) -> list[dict[s
 
 def evidence(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """How every figure of result.json follows from the records."""
-    how: dict[str, dict[str, Any]] = {"load_before": {"formula": "value", "record": _FACTS, "field": "load_before"}}
+    how: dict[str, dict[str, Any]] = {
+        name: {"formula": "value", "record": _FACTS, "field": name} for name in ("load_before", "instructions")
+    }
     for place, name in enumerate(names):
         how[f"servers.{place}.name"] = {"formula": "value", "record": _FACTS, "field": ["servers", place]}
         for figure in FIGURES:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from inazuma import cli
 from inazuma.bench import comparison, serve
@@ -97,6 +98,7 @@ def test_figures_follow_from_the_records_of_every_turn(finished, folder, gguf) -
     assert tokens["a", 0, "prefill"] == len(first[2].prompt) > 30
     # No prompt comes twice: a cache would answer for the server.
     assert len({tuple(request.prompt) for request in asked}) == len(asked) == 15
+    assert result["instructions"] == torch.backends.cpu.get_cpu_capability()
     manifest = read_json(run / "manifest.json")
     assert manifest["status"] == "finished" and manifest["config"]["turns"] == 3
     assert {str(gguf), str(folder / "model.safetensors")} < set(manifest["inputs"])

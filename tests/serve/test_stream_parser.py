@@ -135,7 +135,10 @@ def test_what_was_written_comes_back(format, calls, cuts):
 
 
 PIECES = {
-    "glm45": ["<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"],
+    "glm45": [
+        "<tool_call>", "<tool_call>weather<arg_key>place</arg_key><arg_value>", "</tool_call>",
+        "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>",
+    ],
     "hermes": ["<tool_call>", "</tool_call>", '{"name": "weather", ', '"arguments": ', '{"city": "x', '"', "}", "["],
     "deepseek_v31": [
         "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "{", '"a"', ": 1", "}",
@@ -143,10 +146,13 @@ PIECES = {
     ],
     "deepseek_v32": [
         "<｜DSML｜function_calls>", '<｜DSML｜invoke name="weather">', '<｜DSML｜parameter name="city" string="true">',
-        '<｜DSML｜parameter name="days" string="false">', "</｜DSML｜parameter>", "</｜DSML｜invoke>",
+        '<｜DSML｜parameter name="place" string="false">', "</｜DSML｜parameter>", "</｜DSML｜invoke>",
         "</｜DSML｜function_calls>",
     ],
 }  # fmt: skip
+IN_TAGS = ("glm45", "glm47", "deepseek_v32")
+OBJECT = ["place", '{"x": "', '"', "'", "}", "\\"]
+"""Of objects, with quotes that may stay open."""
 PIECES |= {"glm47": PIECES["glm45"], "deepseek_v3": ["```json\n", *PIECES["deepseek_v31"]], None: []}
 
 
@@ -155,11 +161,14 @@ PIECES |= {"glm47": PIECES["glm45"], "deepseek_v3": ["```json\n", *PIECES["deeps
 @given(data=st.data(), thinking=st.booleans(), truncated=st.booleans())
 def test_any_cut_of_any_text_gives_the_same(format, data, thinking, truncated):
     pieces = [*PIECES[format], "<think>", "</think>", "weather", "city", "5", "x ", "\n", "<", "<t", "日"]
+    pieces += OBJECT if format in IN_TAGS else []
     text = "".join(data.draw(st.lists(st.sampled_from(pieces), max_size=14)))
     cuts = data.draw(st.lists(st.integers(0, 1000), max_size=12))
     whole = parse(format, text, thinking=thinking, truncated=truncated)
     assert parse(format, text, thinking=thinking, truncated=truncated, cuts=cuts) == whole
     assert parse(format, text, thinking=thinking, truncated=truncated, cuts=range(len(text))) == whole
+    if format in IN_TAGS and not truncated:
+        assert all(isinstance(json.loads(arguments), dict) for _, arguments in whole[2])
 
 
 @pytest.mark.parametrize("format", FORMATS)
