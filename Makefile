@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
 
-.PHONY: help setup demo test test-all claims check sanitize arm clean
+.PHONY: help setup demo test test-all claims check node sanitize arm clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ claims: setup ## recompute every figure of the documents from the records, in se
 check: setup ## lint and check the formatting
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+node: setup ## install OpenAI's client for JavaScript into .venv, which tests then ask a server with (needs node and npm)
+	npm install --prefix $(VENV)/node --no-audit --no-fund --no-package-lock openai@6.49.0
 
 sanitize: setup ## test the C++ engine under AddressSanitizer and UndefinedBehaviorSanitizer (needs cmake)
 	cmake -S native -B build/sanitize -DINAZUMA_SANITIZE=ON

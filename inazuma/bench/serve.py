@@ -1,8 +1,5 @@
-"""How fast a model is served: this project's server, llama.cpp's and transformers, in turns on the same cores.
-
-Everything is measured through the HTTP API of a server in a process of its own (transformers, which has no server that
-reads several texts at once on a CPU, by `generate` in a process of its own), one at a time, medians of `turns`.
-"""
+"""How fast a server is, through its HTTP API, and the servers to ask: this project's and llama.cpp's, each in a process
+of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,24 +56,25 @@ def client_of(url: str) -> httpx2.Client:
     return httpx2.Client(base_url=url, timeout=httpx2.Timeout(30, read=600), trust_env=False, limits=limits)
 
 
-def figures(url: str, body: dict[str, Any], turn: int) -> dict[str, float]:
-    """Tokens a second of one turn: writing alone, reading a prompt, and writing for several clients."""
+def turn_records(url: str, body: dict[str, Any], turn: int) -> Iterator[dict[str, Any]]:
+    """Tokens and seconds of one turn: writing alone ("decode"), reading a prompt ("prefill"), and writing for several
+    clients at once ("clients"). No prompt comes twice, so that none is found in a cache."""
     with client_of(url) as client:
-        stream(client, body | {"prompt": words(5, turn), "max_tokens": 8})
+        stream(client, body | {"prompt": words(5, 2000 + turn), "max_tokens": 8})
         times, usage = stream(client, body | {"prompt": words(20, turn), "max_tokens": NEW})
-        decode = (usage["completion_tokens"] - 1) / (times[-1] - times[0])
+        yield {"figure": "decode", "tokens": usage["completion_tokens"] - 1, "seconds": times[-1] - times[0]}
         started = time.perf_counter()
         _, usage = stream(client, body | {"prompt": words(PROMPT, 1000 + turn), "max_tokens": 1})
-        prefill = usage["prompt_tokens"] / (time.perf_counter() - started)
+        yield {"figure": "prefill", "tokens": usage["prompt_tokens"], "seconds": time.perf_counter() - started}
 
         def one(number: int) -> int:
-            prompt = words(20, 100 * turn + number)
+            prompt = words(20, 3000 + 100 * turn + number)
             return stream(client, body | {"prompt": prompt, "max_tokens": NEW})[1]["completion_tokens"]
 
         started = time.perf_counter()
         with ThreadPoolExecutor(CLIENTS) as pool:
             written = sum(pool.map(one, range(CLIENTS)))
-        return {"decode": decode, "prefill": prefill, "clients": written / (time.perf_counter() - started)}
+        yield {"figure": "clients", "tokens": written, "seconds": time.perf_counter() - started}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -140,72 +138,9 @@ def llama_server(path: Path, threads: int, context: int) -> Iterator[str]:
         process.join()
 
 
-def _transformers(folder: str, dtype: str, turns: int, results: Any) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    found = []
-    with torch.inference_mode():
-        for turn in range(turns + 1):
-            ids = torch.randint(100, 1000, (1, 25), generator=torch.Generator().manual_seed(turn))
-            begin = time.perf_counter()
-            model.generate(ids, max_new_tokens=1, do_sample=False)
-            first = time.perf_counter()
-            model.generate(ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
-            decode = (NEW - 1) / (time.perf_counter() - first - (first - begin))
-            long = torch.randint(100, 1000, (1, PROMPT), generator=torch.Generator().manual_seed(turn))
-            begin = time.perf_counter()
-            model.generate(long, max_new_tokens=1, do_sample=False)
-            found.append({"decode": decode, "prefill": PROMPT / (time.perf_counter() - begin), "clients": decode})
-    results.put(found[1:])
-
-
-def transformers_figures(folder: Path, dtype: str, turns: int) -> list[dict[str, float]]:
-    """transformers by `generate`; its clients are answered one after another."""
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    process = context.Process(target=_transformers, args=(str(folder), dtype, turns, results))
-    process.start()
-    found = results.get(timeout=900)
-    process.join()
-    return found
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# What is measured
+# Long contexts
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def compare(folder: Path, gguf: Path, *, turns: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """The same weights in all servers: the median of each figure, and its range."""
-    kinds: dict[str, Callable] = {
-        f"inazuma {weights}": lambda weights=weights: inazuma_server(folder, "--quantize", weights)
-        for weights in ("none", "int8", "int4")
-    }
-    for threads in (1, 2):
-        kinds[f"llama.cpp {gguf.stem.rsplit('.')[-1]}, {threads} threads"] = lambda threads=threads: llama_server(
-            gguf, threads, 2048 * CLIENTS
-        )
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
-    for turn in range(turns):
-        for name, server in kinds.items():
-            with server() as url, client_of(url) as client:
-                model = client.get("/v1/models").json()["data"][0]["id"]
-                end = {} if "llama" in name else {"logit_bias": {"0": -100, "2": -100}}
-                extra = {"ignore_eos": True} if "llama" in name else {}
-                found[name].append(figures(url, {"model": model, **end, **extra}, turn))
-                say(f"{name}: {found[name][-1]}")
-    found["transformers bfloat16"] = transformers_figures(folder, "bfloat16", turns)
-    say(f"transformers: {found['transformers bfloat16'][-1]}")
-    return {
-        name: {
-            figure: {"median": statistics.median(values), "range": [min(values), max(values)]}
-            for figure in ("decode", "prefill", "clients")
-            for values in [[one[figure] for one in turns_of]]
-        }
-        for name, turns_of in found.items()
-    }
 
 
 def by_context(url: str, body: dict[str, Any], lengths: list[int], vocabulary: int) -> dict[str, dict[str, float]]:

@@ -55,12 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "serve",
         help="a served model's speed, against llama.cpp and transformers",
         description="Serves the same weights with inazuma, with llama.cpp (xllamacpp) and with transformers, in turns, "
-        "and prints tokens a second: written for one client, read, and written for eight clients.",
+        "and writes a run folder with tokens a second: written for one client, read, and written for eight clients.",
         allow_abbrev=False,
     )
     serve.add_argument("model", type=Path, metavar="MODEL", help="a model folder")
     serve.add_argument("--gguf", type=Path, required=True, metavar="FILE", help="the same weights for llama.cpp")
+    serve.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/bench-serve"),
+        metavar="RUN",
+        help="folder to write (default: runs/bench-serve)",
+    )
     serve.add_argument("--turns", type=int, default=3, metavar="N", help="of which medians are taken (default: 3)")
+    serve.add_argument("--force", action="store_true", help="replace an existing run folder")
     serve.add_argument("--json", action="store_true", help="print the figures as JSON")
     serve.set_defaults(what=_serve)
 
@@ -73,17 +81,27 @@ def _serve(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from inazuma.bench.serve import compare
+    from inazuma.bench.comparison import FIGURES, run_comparison
 
-    console = Console(stderr=True)
-    found = compare(arguments.model, arguments.gguf, turns=arguments.turns, say=lambda line: console.print(line))
+    log = Console(stderr=True, highlight=False)
+    result = run_comparison(
+        arguments.out,
+        folder=arguments.model,
+        gguf=arguments.gguf,
+        turns=arguments.turns,
+        command=["inazuma", *sys.argv[1:]],
+        force=arguments.force,
+        say=lambda line: log.print(line, markup=False),
+    )
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(result, indent=2, ensure_ascii=False))
         return 0
     table = Table("tokens a second", "one client", "reading", "eight clients", box=None)
-    for name, figures in found.items():
-        table.add_row(name, *(f"{figures[figure]['median']:,.0f}" for figure in ("decode", "prefill", "clients")))
-    Console(highlight=False).print(table)
+    for server in result["servers"]:
+        table.add_row(server["name"], *(f"{server[figure]['median']:,.0f}" for figure in FIGURES))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"check: inazuma verify {arguments.out}", markup=False, soft_wrap=True)
     return 0
 
 

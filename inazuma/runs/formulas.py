@@ -163,12 +163,31 @@ def greatest_rate(
     figures: Figures, *, record: str, columns: Sequence[str], where: Mapping[str, Any] | None = None
 ) -> float:
     """The greatest quotient of two columns, such as bytes and seconds, over the lines that have both."""
+    return max(_rates(figures, record, columns, where))
+
+
+@formula
+def median_rate(
+    figures: Figures, *, record: str, columns: Sequence[str], where: Mapping[str, Any] | None = None
+) -> float:
+    """The median of the quotients of two columns, such as tokens and seconds, over the lines that have both."""
+    return statistics.median(_rates(figures, record, columns, where))
+
+
+@formula
+def rate_range(
+    figures: Figures, *, record: str, columns: Sequence[str], where: Mapping[str, Any] | None = None
+) -> list[float]:
+    """[least, greatest] of the quotients of two columns over the lines that have both."""
+    rates = _rates(figures, record, columns, where)
+    return [min(rates), max(rates)]
+
+
+def _rates(figures: Figures, record: str, columns: Sequence[str], where: Mapping[str, Any] | None) -> list[float]:
     if len(columns) != 2:
         raise UserError(f"'columns' must name 2 columns, got {len(columns)}")
     rows = figures.table(record, columns, where)
-    return max(
-        _ratio(*(_number(x, f"{record}: {name!r}") for x, name in zip(row, columns, strict=True))) for row in rows
-    )
+    return [_ratio(*(_number(x, f"{record}: {name!r}") for x, name in zip(row, columns, strict=True))) for row in rows]
 
 
 @formula

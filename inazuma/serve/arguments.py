@@ -57,17 +57,17 @@ def typed(text: str, types: frozenset[str] | None) -> str:
         types: What the schema allows (`types_of`); None: it does not say.
     """
     quoted = json.dumps(text, ensure_ascii=False)
-    literal = text.strip()
-    value = _parse(literal)
+    value, literal = _read(text)
     if value is _NOTHING:
-        try:
-            value = ast.literal_eval(literal)
-            literal = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            return quoted
+        return quoted
     if types is not None and "string" in types and not _kinds(value) & (types - {"string"}):
         return quoted
     return literal
+
+
+def readable(text: str) -> bool:
+    """Whether a text reads as JSON, or as Python writes it."""
+    return _read(text)[0] is not _NOTHING
 
 
 def object_text(text: str | None) -> str:
@@ -98,6 +98,19 @@ def _kinds(value: Any) -> frozenset[str]:
     if isinstance(value, int | float):
         return frozenset({"number", "integer"} if value == value // 1 else {"number"})
     return frozenset({"string" if isinstance(value, str) else "object" if isinstance(value, Mapping) else "array"})
+
+
+def _read(text: str) -> tuple[Any, str]:
+    """(the value, its JSON text); `_NOTHING` where a text cannot be read."""
+    literal = text.strip()
+    value = _parse(literal)
+    if value is _NOTHING:
+        try:
+            value = ast.literal_eval(literal)
+            literal = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return _NOTHING, ""
+    return value, literal
 
 
 def _no_constant(name: str) -> None:

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from inazuma.serve.arguments import escape, resolve, typed, types_of
+from inazuma.serve.arguments import escape, readable, resolve, typed, types_of
 from inazuma.serve.detokenize import overlap
 
 THINK, END_THINK = "<think>", "</think>"
@@ -216,19 +216,18 @@ class Parser:
         return self._ended and self._truncated and self._inside
 
     def _json_value(self, sink: Callable[[str], None]) -> Steps:
-        """Gives the text of one JSON value, white space before it aside, to `sink` as it comes; returns whether there
-        was any.
+        """Gives the text of one JSON value, if there is any, white space before it aside, to `sink` as it comes.
 
-        It ends with its last bracket, whatever stands in its strings. Brackets that are open where no JSON goes on (at
-        a `<` outside of strings, at the end of a text that was not cut off) are closed.
+        It ends with its last bracket, whatever stands in its strings. Returns what closes the quote and the brackets
+        that are open where no JSON goes on (at a `<` outside of strings, at the end of a text that was not cut off).
         """
         while not self._buffer.strip() and not self._ended:
             yield
         self._buffer = self._buffer.lstrip()
         if self._buffer[:1] not in _JSON_BEGINS:
-            return False
+            return ""
         brackets: list[str] = []
-        quoted = escaped = begun = False
+        quoted = escaped = False
         while True:
             for i, character in enumerate(self._buffer):
                 length = 0
@@ -238,8 +237,8 @@ class Parser:
                     length = 0 if quoted or brackets else i + 1
                 elif character == "<" or (not brackets and character in ",:]} \n\r\t"):
                     before, self._buffer = self._buffer[:i], self._buffer[i:]
-                    sink(before + "".join(reversed(brackets)))
-                    return begun
+                    sink(before)
+                    return "".join(reversed(brackets))
                 elif character in "{[":
                     brackets.append("}" if character == "{" else "]")
                 elif character in "}]":
@@ -247,17 +246,19 @@ class Parser:
                     length = 0 if brackets else i + 1
                 elif character == '"':
                     quoted = True
-                begun = True
                 if length:
                     before, self._buffer = self._buffer[:length], self._buffer[length:]
                     sink(before)
-                    return True
+                    return ""
             before, self._buffer = self._buffer, ""
             sink(before)
             if self._ended:
-                sink("" if self._truncated else '"' * quoted + "".join(reversed(brackets)))
-                return begun
+                return "" if self._truncated else '"' * quoted + "".join(reversed(brackets))
             yield
+
+    def _whole_json(self, sink: Callable[[str], None]) -> Steps:
+        """Gives the text of one JSON value to `sink` as it comes, and what closes it."""
+        sink((yield from self._json_value(sink)))
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
@@ -278,26 +279,55 @@ class Parser:
         """Whether the text was cut off where a marker was looked for and not found."""
         return marker is None and self._cut and not self._buffer.strip()
 
-    def _read_value(self, call: Call, key: str, types: frozenset[str] | None, ends: tuple[str, ...]) -> Steps:
+    def _read_value(
+        self, call: Call, key: str, types: frozenset[str] | None, ends: tuple[str, ...], after: tuple[str, ...]
+    ) -> Steps:
         """Reads a parameter's value, given as text, to the marker that it returns. Strings are written as they come,
-        anything else when it is whole."""
+        anything else when it is whole.
+
+        Args:
+            ends: What ends a value: its closing tag, and what comes where that was forgotten.
+            after: What may follow the closing tag; where anything else does, the tag is a piece of text.
+        """
         call.key(key)
         if types == {"string"}:
             call.write('"')
-            marker = yield from self._until(ends, lambda text: call.write(escape(text)))
+            marker = yield from self._until_tag(ends, after, lambda text: call.write(escape(text)))
             call.write("" if self._cut_here(marker) else '"')
             return marker
-        pieces: list[str] = []
+        text = ""
         if types is not None and "string" not in types:
-            # Markers that stand in an object's strings end nothing.
-            yield from self._json_value(pieces.append)
-        rest, marker = yield from self._text_until(*ends)
-        value = "".join(pieces) + rest
+            text = yield from self._json_before(ends)
+        pieces: list[str] = []
+        marker = yield from self._until_tag(ends, after, pieces.append)
+        text += "".join(pieces)
         if not self._cut_here(marker):
-            call.write(typed(value, types))
+            call.write(typed(text, types))
         elif types is not None and "string" not in types:
-            call.write(value.strip())
+            call.write(text.strip())
         # Else it was not yet known whether it is text.
+        return marker
+
+    def _json_before(self, ends: tuple[str, ...]) -> Steps:
+        """The text of one JSON value, in whose strings markers end nothing. None is taken where such a text has a
+        marker and cannot be read: a quote that was not closed runs on into what follows, to the end of the answer."""
+        pieces: list[str] = []
+        closing = yield from self._json_value(pieces.append)
+        text = "".join(pieces)
+        if self._cut or readable(text) or not any(end in text for end in ends):
+            return text + closing
+        self._unread(text)
+        return ""
+
+    def _until_tag(self, ends: tuple[str, ...], after: tuple[str, ...], sink: Callable[[str], None]) -> Steps:
+        """Like `_until`, but where none of `after` nor the end of the text follows the first of `ends`, that is text,
+        as in the source of a program that writes such tags."""
+        while (marker := (yield from self._until(ends, sink))) == ends[0]:
+            follows = yield from self._starts_with(*after)
+            self._unread(follows)
+            if follows is not None or (self._ended and not self._buffer.strip()):
+                break
+            sink(marker)
         return marker
 
 

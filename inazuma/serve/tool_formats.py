@@ -32,6 +32,8 @@ from inazuma.serve.stream_parser import Call, Parser, Steps
 class _Glm(Parser):
     OPEN = ("<tool_call>",)
     CLOSE, KEY, END_KEY, VALUE, END_VALUE = "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
+    AFTER = (KEY, CLOSE, *OPEN)
+    """What may follow a parameter."""
 
     def _read_calls(self, marker: str) -> Steps:
         yield from self._starts_with("\n")
@@ -52,7 +54,7 @@ class _Glm(Parser):
                 yield from self._starts_with(self.VALUE)
             if marker != self.CLOSE:
                 ends = (self.END_VALUE, self.KEY, self.CLOSE)
-                marker = yield from self._read_value(call, key.strip(), call.types(key.strip()), ends)
+                marker = yield from self._read_value(call, key.strip(), call.types(key.strip()), ends, self.AFTER)
             if marker == self.END_VALUE:
                 marker = yield from self._next()
         if not self._cut_here(marker):
@@ -60,7 +62,7 @@ class _Glm(Parser):
         self._unread(marker if marker in self.OPEN else None)
 
     def _next(self) -> Steps:
-        return (yield from self._starts_with(self.KEY, self.CLOSE, *self.OPEN))
+        return (yield from self._starts_with(*self.AFTER))
 
 
 class _Dsml(Parser):
@@ -69,6 +71,8 @@ class _Dsml(Parser):
     CLOSE = ("</｜DSML｜function_calls>", "</｜DSML｜tool_calls>")
     INVOKE, END_INVOKE = "<｜DSML｜invoke", "</｜DSML｜invoke>"
     PARAMETER, END_PARAMETER = "<｜DSML｜parameter", "</｜DSML｜parameter>"
+    AFTER = (PARAMETER, END_INVOKE, INVOKE, *CLOSE)
+    """What may follow a parameter."""
 
     def _read_calls(self, marker: str) -> Steps:
         while (yield from self._starts_with(self.INVOKE, *self.CLOSE)) == self.INVOKE:
@@ -87,7 +91,7 @@ class _Dsml(Parser):
                 if _attribute(attributes, "string") == "true" and (types is None or "string" in types):
                     types = frozenset({"string"})
                 ends = (self.END_PARAMETER, self.PARAMETER, self.END_INVOKE, *self.CLOSE)
-                marker = yield from self._read_value(call, key, types, ends)
+                marker = yield from self._read_value(call, key, types, ends, self.AFTER)
                 if marker == self.END_PARAMETER:
                     marker = yield from self._next()
             if not self._cut_here(marker):
@@ -97,7 +101,7 @@ class _Dsml(Parser):
             self._unread(marker if marker == self.INVOKE else None)
 
     def _next(self) -> Steps:
-        return (yield from self._starts_with(self.PARAMETER, self.END_INVOKE, self.INVOKE, *self.CLOSE))
+        return (yield from self._starts_with(*self.AFTER))
 
 
 class _DeepSeek(Parser):
@@ -116,7 +120,7 @@ class _DeepSeek(Parser):
                 return
             call = self._start(name.strip())
             if marker in (self.SEPARATOR, "\n"):
-                yield from self._json_value(call.write)
+                yield from self._whole_json(call.write)
                 _, marker = yield from self._text_until(self.END, self.CLOSE, self.BEGIN)
             if not self._cut_here(marker):
                 call.close_if_empty()
@@ -171,7 +175,7 @@ class _Hermes(Parser):
     def _read_arguments(self, call: Call) -> Steps:
         if (yield from self._starts_with("{")):
             self._unread("{")
-            yield from self._json_value(call.write)
+            yield from self._whole_json(call.write)
             return
         text = yield from self._json_text([])
         if not self._cut_here(None if self._ended and not text else ""):
@@ -180,7 +184,7 @@ class _Hermes(Parser):
     def _json_text(self, read: list[str]) -> Steps:
         """One JSON value's text, also added to `read`."""
         pieces: list[str] = []
-        yield from self._json_value(pieces.append)
+        yield from self._whole_json(pieces.append)
         read.extend(pieces)
         return "".join(pieces)
 

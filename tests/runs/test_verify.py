@@ -94,6 +94,8 @@ def test_formulas_of_timings(tmp_path):
         "median": {"formula": "median", "column": "seconds", **copy},
         "copy": {"formula": "greatest_rate", "columns": ["bytes", "seconds"], **copy},
         "product": {"formula": "greatest_rate", "columns": ["flops", "seconds"], **copy, "where": {"kind": "product"}},
+        "usual": {"formula": "median_rate", "columns": ["bytes", "seconds"], **copy},
+        "range": {"formula": "rate_range", "columns": ["bytes", "seconds"], **copy},
         **{name: {"formula": "value", "record": "y", "field": name} for name in ("low", "high", "speed", *"abcd")},
         "slope": {"formula": "roofline_share", "of": ["speed", "product", "copy", "low"]},
         "flat": {"formula": "roofline_share", "of": ["speed", "product", "copy", "high"]},
@@ -102,6 +104,7 @@ def test_formulas_of_timings(tmp_path):
     }
     figures = Figures(tmp_path, evidence)
     expected = {"median": 4.0, "copy": 10.0, "product": 60.0, "slope": 0.75, "flat": 0.25, "ahead": [16, 128]}
+    expected |= {"usual": 5.0, "range": [4.0, 10.0]}
     assert {name: figures.figure(name) for name in expected} == expected and figures.figure("never") == []
     wrong = {"w": {"formula": "greatest_rate", "record": "x", "columns": ["bytes"]}}
     wrong |= {"v": {"formula": "roofline_share", "of": ["speed"]}}

@@ -144,6 +144,44 @@ def test_a_call_the_model_chose(live, client):
     assert '"name": "weather"' not in live.tokenizer.decode(live.engine.requests[-1].prompt)
 
 
+GLM = CHATML + (
+    "{% if tools %}{{ tools | tojson }}"
+    "<tool_call>name<arg_key>k</arg_key><arg_value>v</arg_value></tool_call>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "arguments"),
+    [
+        ('{"x": "y}', {"place": '{"x": "y}'}),
+        ('{"x": "y"}', {"place": {"x": "y"}}),
+        ('{"x": "</arg_value>"}', {"place": {"x": "</arg_value>"}}),
+    ],
+)
+def test_a_call_in_tags_has_arguments_in_json_whatever_it_holds(tmp_path, value, arguments):
+    tool = TOOLS[0]["function"] | {"parameters": {"type": "object", "properties": {"place": {"type": "object"}}}}
+    text = f"<tool_call>weather<arg_key>place</arg_key><arg_value>{value}</arg_value></tool_call>"
+    with serving(make_folder(tmp_path / "m", GLM)) as live:
+        live.says(text)
+        options = {
+            "model": NAME,
+            "messages": USER,
+            "temperature": 0,
+            "tools": [{"type": "function", "function": tool}],
+        }
+        [whole] = live.client().chat.completions.create(**options).choices
+        with live.client().chat.completions.stream(**options) as stream:
+            [streamed] = stream.get_final_completion().choices
+        # Cut off within the value.
+        short = live.client().chat.completions.create(**options, max_tokens=len(live.ids(text)) - 20).choices[0]
+    for choice in (whole, streamed):
+        [call] = choice.message.tool_calls
+        assert json.loads(call.function.arguments) == arguments
+        assert choice.finish_reason == "tool_calls" and not choice.message.content
+    assert short.finish_reason == "length" and not short.message.content
+    assert short.message.tool_calls[0].function.arguments.startswith('{"place": {"x": "')
+
+
 def test_special_tokens_that_are_no_markers_are_not_shown(live, client):
     live.engine.say = [*live.ids("yes"), live.tokenizer.token_to_id("<|im_start|>"), *live.ids(" no"), 0]
     answer = client.chat.completions.create(model=NAME, messages=USER, tools=TOOLS, temperature=0)

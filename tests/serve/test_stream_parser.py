@@ -104,8 +104,10 @@ def test_reasoning_content_and_parallel_calls(format, size):
     assert [(name, json.loads(arguments)) for name, arguments in calls] == CALLS
 
 
-# Any text without a marker may be a string argument.
-strings = st.text(alphabet='ab<>/_{}[]"\\:, \n日😀', max_size=12)
+# Any text may be a string argument, the tag that ends arguments too, unless it reads as the end of the call goes on.
+strings = st.lists(
+    st.sampled_from([*'ab<>/_{}[]"\\:, \n日😀', "</arg_value>", "</｜DSML｜parameter>"]), max_size=12
+).map("".join)
 arguments = st.fixed_dictionaries(
     {},
     optional={
@@ -113,6 +115,7 @@ arguments = st.fixed_dictionaries(
         "days": st.integers(-(10**20), 10**20),
         "tags": st.lists(strings, max_size=3),
         "place": st.dictionaries(strings, st.none() | st.booleans() | st.floats(-1e9, 1e9), max_size=2),
+        "unknown": strings.map(lambda text: "x" + text),  # not in the schema; "x" keeps it from reading as JSON
     },
 )
 
@@ -132,7 +135,10 @@ def test_what_was_written_comes_back(format, calls, cuts):
 
 
 PIECES = {
-    "glm45": ["<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"],
+    "glm45": [
+        "<tool_call>", "<tool_call>weather<arg_key>place</arg_key><arg_value>", "</tool_call>",
+        "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>",
+    ],
     "hermes": ["<tool_call>", "</tool_call>", '{"name": "weather", ', '"arguments": ', '{"city": "x', '"', "}", "["],
     "deepseek_v31": [
         "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "{", '"a"', ": 1", "}",
@@ -140,10 +146,13 @@ PIECES = {
     ],
     "deepseek_v32": [
         "<｜DSML｜function_calls>", '<｜DSML｜invoke name="weather">', '<｜DSML｜parameter name="city" string="true">',
-        '<｜DSML｜parameter name="days" string="false">', "</｜DSML｜parameter>", "</｜DSML｜invoke>",
+        '<｜DSML｜parameter name="place" string="false">', "</｜DSML｜parameter>", "</｜DSML｜invoke>",
         "</｜DSML｜function_calls>",
     ],
 }  # fmt: skip
+IN_TAGS = ("glm45", "glm47", "deepseek_v32")
+OBJECT = ["place", '{"x": "', '"', "'", "}", "\\"]
+"""Of objects, with quotes that may stay open."""
 PIECES |= {"glm47": PIECES["glm45"], "deepseek_v3": ["```json\n", *PIECES["deepseek_v31"]], None: []}
 
 
@@ -152,11 +161,14 @@ PIECES |= {"glm47": PIECES["glm45"], "deepseek_v3": ["```json\n", *PIECES["deeps
 @given(data=st.data(), thinking=st.booleans(), truncated=st.booleans())
 def test_any_cut_of_any_text_gives_the_same(format, data, thinking, truncated):
     pieces = [*PIECES[format], "<think>", "</think>", "weather", "city", "5", "x ", "\n", "<", "<t", "日"]
+    pieces += OBJECT if format in IN_TAGS else []
     text = "".join(data.draw(st.lists(st.sampled_from(pieces), max_size=14)))
     cuts = data.draw(st.lists(st.integers(0, 1000), max_size=12))
     whole = parse(format, text, thinking=thinking, truncated=truncated)
     assert parse(format, text, thinking=thinking, truncated=truncated, cuts=cuts) == whole
     assert parse(format, text, thinking=thinking, truncated=truncated, cuts=range(len(text))) == whole
+    if format in IN_TAGS and not truncated:
+        assert all(isinstance(json.loads(arguments), dict) for _, arguments in whole[2])
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -169,6 +181,12 @@ def test_a_call_that_is_cut_off_is_the_beginning_of_its_json(format):
         assert not content.strip() or text[:end].strip() == content.strip()
         for name, arguments in calls:
             assert name == "weather" and whole.startswith(arguments)
+
+
+@pytest.mark.parametrize("text", ['{"x": "y</arg_value></tool_call> and', "{'x': '\"</arg_value></tool_call> and"])
+def test_an_object_cut_off_within_a_quote_is_the_beginning_of_its_text(text):
+    opened = "<tool_call>weather<arg_key>place</arg_key><arg_value>"
+    assert parse("glm47", opened + text, truncated=True) == ("", "", [("weather", '{"place": ' + text)])
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -215,6 +233,36 @@ WRONG = [
     ("deepseek_v32", '<｜DSML｜function_calls><｜DSML｜invoke name="weather">'
      '<｜DSML｜parameter name="days" string="true">5</｜DSML｜parameter></｜DSML｜invoke></｜DSML｜function_calls>',
      "", [("weather", '{"days": 5}')]),
+]
+
+_PLACE = "<tool_call>weather<arg_key>place</arg_key><arg_value>"
+_END = "</arg_value></tool_call>"
+_NOW = f"<tool_call>now<arg_key>a</arg_key><arg_value>1{_END}"
+WRONG += [
+    # A quote that is not closed: the value ends with its tag and is the text that stands there; calls and text after
+    # it are what they are.
+    ("glm47", f'{_PLACE}{{"x": "y{_END}', "", [("weather", '{"place": "{\\"x\\": \\"y"}')]),
+    ("glm47", f'{_PLACE}{{"x": "y}}{_END} B', "B", [("weather", '{"place": "{\\"x\\": \\"y}"}')]),
+    ("glm47", f'{_PLACE}{{"x": "y}}{_END}{_NOW}', "",
+     [("weather", '{"place": "{\\"x\\": \\"y}"}'), ("now", '{"a": 1}')]),
+    # One after it whose quotes close the open one.
+    ("glm47", f'{_PLACE}{{"x": "y}}{_END}{_PLACE}{{"x": "z"}}{_END}', "",
+     [("weather", '{"place": "{\\"x\\": \\"y}"}'), ("weather", '{"place": {"x": "z"}}')]),
+    # A single one in Python's way of writing.
+    ("glm47", f"{_PLACE}{{'x': 'y\"z'}}{_END}", "", [("weather", '{"place": {"x": "y\\"z"}}')]),
+    # Where nothing but the end follows, it is closed as brackets are.
+    ("glm47", f'{_PLACE}{{"x": "y', "", [("weather", '{"place": {"x": "y"}}')]),
+    # Tags in an object's strings are text.
+    ("glm47", f'{_PLACE}{{"x": "{_END}"}}{_END}', "", [("weather", f'{{"place": {{"x": "{_END}"}}}}')]),
+    # An argument's last tag is text where no tag of the call comes next, whatever the schema says.
+    ("glm47", f"<tool_call>now<arg_key>a</arg_key><arg_value>x</arg_value> y{_END}", "",
+     [("now", '{"a": "x</arg_value> y"}')]),
+    ("glm45", "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>x</arg_value>\n</arg_value>\n</tool_call>", "",
+     [("weather", '{"city": "x</arg_value>\\n"}')]),
+    ("glm47", f'<tool_call>now<arg_key>a</arg_key><arg_value>["</arg_value>"]{_END}', "",
+     [("now", '{"a": ["</arg_value>"]}')]),
+    # Where one does, the argument ends, and what no call can be read from is shown.
+    ("glm47", f"<tool_call>now<arg_key>a</arg_key><arg_value>x{_END} y{_END}", f"y{_END}", [("now", '{"a": "x"}')]),
 ]
 # fmt: on
 
