@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import readline
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -111,8 +112,11 @@ class Terminal:
         answer = Answer()
         asking = self.conversation.ask(question)
         try:
-            for answer in asking:
-                shown.update(answer.text or (f"*{answer.reasoning}*" if answer.reasoning else ""))
+            with _noticed() as interrupted:
+                for answer in asking:
+                    shown.update(answer.text or (f"*{answer.reasoning}*" if answer.reasoning else ""))
+                    if interrupted():
+                        raise KeyboardInterrupt
         except KeyboardInterrupt:
             asking.close()
         finally:
@@ -196,3 +200,21 @@ def pipe(conversation: Conversation) -> None:
         sys.stdout.flush()
         text = answer.text
     print()
+
+
+@contextlib.contextmanager
+def _noticed() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C raises KeyboardInterrupt as ever, and what is yielded tells that it was pressed: raised inside of a
+    destructor or of a callback from C, Python only prints it."""
+    pressed = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -68,16 +68,15 @@ def test_stopping_lets_short_answers_end_and_tells_the_long_ones(folder):
             with live.http() as http, http.stream("POST", "/v1/completions", json=body) as response:
                 told_by[tokens] = [line for line in response.iter_lines() if line]
 
-        threads = [threading.Thread(target=ask, args=(tokens,)) for tokens in (10, 900)]
-        for thread in threads:
+        threads = [threading.Thread(target=ask, args=(tokens,)) for tokens in (3, 900)]
+        for number, thread in enumerate(threads, start=1):
             thread.start()
-            until(lambda thread=thread: live.engine.requests)
-            time.sleep(0.05)
+            until(lambda number=number: len(live.engine.requests) == number)
         started = time.monotonic()
         live.server.should_exit = True
         for thread in threads:
             thread.join(10)
-    assert told_by[10][-1] == "data: [DONE]"
+    assert told_by[3][-1] == "data: [DONE]"
     assert json.loads(told_by[900][-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
     assert 0.4 < time.monotonic() - started < 3, "half a second of grace"
     with pytest.raises(httpx2.ConnectError):
