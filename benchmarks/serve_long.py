@@ -99,7 +99,7 @@ def run(work: Path, lengths: list[int]) -> dict:
     twin = work / "air-mini.gguf"
     if not twin.exists():
         assert main(["convert", str(dense), str(twin), "--to", "gguf"]) == 0
-    with serve.llama_server(twin, 2, 8 * 20480) as url:
+    with serve.llama_server(twin, 2, 1, 20480) as url:
         record["dense in llama.cpp"] = serve.by_context(
             url, {"model": "x", "ignore_eos": True}, lengths[:2], 49152
         )  # 65,536 tokens would take it longer to read than all else here

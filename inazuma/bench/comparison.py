@@ -58,7 +58,7 @@ def servers(folder: Path, bfloat16: Path, gguf: Path) -> list[Server]:
     ]
     kind = gguf.stem.split(".")[-1]
     for threads in (1, 2):
-        start = partial(serve.llama_server, gguf, threads, 2048 * serve.CLIENTS)
+        start = partial(serve.llama_server, gguf, threads, serve.CLIENTS, 2048)
         found.append(Server(f"llama.cpp {kind}, {threads} threads", start, {"ignore_eos": True}))
     return found
 

@@ -99,13 +99,13 @@ def inazuma_server(folder: Path, *options: str, log: IO[str] | int = subprocess.
         process.wait(30)
 
 
-def _llama(path: str, port: int, threads: int, context: int) -> None:
+def _llama(path: str, port: int, threads: int, clients: int, context: int) -> None:
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path, parameters.port, parameters.hostnames = path, port, ["127.0.0.1"]
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
-    parameters.n_parallel, parameters.n_ctx = CLIENTS, context
+    parameters.n_parallel, parameters.n_ctx = clients, clients * context
     parameters.warmup = False
     server = xllamacpp.Server(parameters)
     time.sleep(3600)
@@ -113,13 +113,14 @@ def _llama(path: str, port: int, threads: int, context: int) -> None:
 
 
 @contextmanager
-def llama_server(path: Path, threads: int, context: int) -> Iterator[str]:
-    """llama.cpp's, from xllamacpp's wheel, in a process of its own."""
+def llama_server(path: Path, threads: int, clients: int, context: int) -> Iterator[str]:
+    """llama.cpp's, from xllamacpp's wheel, in a process of its own, with room for `context` tokens of each client."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    process = multiprocessing.get_context("spawn").Process(target=_llama, args=(str(path), port, threads, context))
+    given = (str(path), port, threads, clients, context)
+    process = multiprocessing.get_context("spawn").Process(target=_llama, args=given)
     process.start()
     try:
         with client_of(f"http://127.0.0.1:{port}") as client:
