@@ -24,7 +24,8 @@ demo: setup ## train a sparse-attention Transformer and its dense twin, anew in 
 	$(VENV)/bin/inazuma demo --out runs/demo --force $(ARGS)
 
 test: setup ## run the tests, in minutes
-	$(VENV)/bin/python -m pytest -m "not slow"
+	@# A process a core, each of one thread; the tests of a file stay together, for what they set up.
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
 
 test-all: setup ## run the slow tests too
 	$(VENV)/bin/python -m pytest
