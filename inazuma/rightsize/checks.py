@@ -11,7 +11,7 @@ import numpy as np
 
 from inazuma.rightsize.linear import fit_linear, vectorizer_choices
 from inazuma.rightsize.splits import Finding, Splits
-from inazuma.rightsize.table import Counts, Example
+from inazuma.rightsize.table import LONGEST_TEXT, MOST_CHARACTERS, Counts, Example
 from inazuma.rightsize.task import Task
 from inazuma.runs.intervals import items_needed, minimum_detectable_effect
 
@@ -57,9 +57,14 @@ def findings(task: Task, counts: Counts, splits: Splits) -> list[Finding]:
         found.append(Finding("empty texts", f"{counts.empty} of {counts.rows} rows have no text; left out", []))
     if counts.unlabelled:
         found.append(Finding("no answer", f"{counts.unlabelled} of {counts.rows} rows have no answer; left out", []))
-    if counts.rows - counts.empty - counts.unlabelled > task.max_rows:
-        message = f"the file has more than max_rows = {task.max_rows} usable rows; a random sample of them was taken"
+    usable, kept = counts.rows - counts.empty - counts.unlabelled, counts.kept
+    if kept < usable:
+        why = f"max_rows = {task.max_rows}" if kept == task.max_rows else f"{MOST_CHARACTERS:,} characters in all"
+        message = f"{kept} of {usable} usable rows were kept ({why}), a random sample"
         found.append(Finding("sample", message, []))
+    if counts.shortened:
+        message = f"{counts.shortened} texts have over {LONGEST_TEXT:,} characters; every rung sees beginning and end"
+        found.append(Finding("long texts", message, []))
     rare = [label for label, count in counts.targets.items() if count < 10]
     if rare:
         named = ", ".join(repr(label) for label in rare[:5])

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
+from datasketch import MinHash, MinHashLSH, sha1_hash32
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -98,15 +98,19 @@ def duplicate_sets(examples: Sequence[Example]) -> list[list[int]]:
     first: dict[str, int] = {}
     pairs = [(first.setdefault(normal(example.text), i), i) for i, example in enumerate(examples)]
     index = MinHashLSH(threshold=NEAR, num_perm=_PERMUTATIONS)
-    sketches: dict[int, set[str]] = {}
+    sketches: dict[int, np.ndarray] = {}
     for text, i in first.items():
-        pieces = {text[k : k + _PIECE] for k in range(max(1, len(text) - _PIECE + 1))}
-        sketch = MinHash(num_perm=_PERMUTATIONS, seed=1)
-        sketch.update_batch([piece.encode() for piece in pieces])
+        # Pieces as 32-bit hashes: sets of texts would take a hundred times their memory.
+        pieces = np.array(
+            sorted({sha1_hash32(text[k : k + _PIECE].encode()) for k in range(max(1, len(text) - _PIECE + 1))}),
+            dtype=np.uint32,
+        )
+        sketch = MinHash(num_perm=_PERMUTATIONS, seed=1, hashfunc=int)
+        sketch.update_batch(pieces)
         for j in index.query(sketch):
-            other = sketches[j]
             # The sketch only proposes: the similarity itself decides.
-            if len(pieces & other) >= NEAR * len(pieces | other):
+            shared = len(np.intersect1d(pieces, sketches[j], assume_unique=True))
+            if shared >= NEAR * (len(pieces) + len(sketches[j]) - shared):
                 pairs.append((j, i))
         sketches[i] = pieces
         index.insert(i, sketch)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import difflib
-import heapq
 import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inazuma.errors import UserError
+from inazuma.rightsize.reservoir import Reservoir
 from inazuma.rightsize.task import Task, field_kind
 
 TEXT_NAMES = ("text", "sentence", "content", "body", "message", "description", "review", "document", "input")
@@ -25,8 +24,14 @@ FEWEST = 50
 """Usable rows below which nothing can be split and tested."""
 LONGEST_FIELD = 8 << 20
 """Characters; a longer CSV field is a quote that was never closed."""
-MOST_LABELS = 10_000
-_ROWS = 256
+LONGEST_LINE = 64 << 20
+"""Bytes; a longer line is no row of a table."""
+LONGEST_TEXT = 10_000
+"""Characters of a text that are kept: of a longer one its middle is left out, for every rung."""
+MOST_CHARACTERS = 20_000_000
+"""Of all rows kept together; memory stays bounded where rows are long."""
+MOST_LABELS, LONGEST_LABEL = 10_000, 1000
+_BATCH_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -51,19 +56,24 @@ class Counts:
     """Rows without a text, which were left out."""
     unlabelled: int = 0
     """Rows without an answer, which were left out."""
+    kept: int = 0
+    """Of the usable rows, those that the memory is bounded to."""
+    shortened: int = 0
+    """Texts whose middle was left out."""
     targets: Counter[str] = field(default_factory=Counter)
     """How often each label occurs, for classification and multi-label."""
 
 
 def read_examples(task: Task) -> tuple[list[Example], Counts]:
-    """The examples in `task.data`, at most `task.max_rows` of them: a sample that depends on the seed alone.
+    """The examples in `task.data`, at most `task.max_rows` and 20 million characters of them: a random sample that
+    depends on the seed and the rows alone.
 
     Raises:
         UserError: a file that cannot be read, a column that is missing, labels that differ only in case, one class,
             too few rows; the message names line and field.
     """
     counts = Counts()
-    kept: list[tuple[bytes, int, Example]] = []
+    kept: Reservoir[Example] = Reservoir(task.seed, task.max_rows, MOST_CHARACTERS)
     columns: dict[str, str | None] = {}
     for number, record in records(task.data):
         if not columns:
@@ -79,24 +89,34 @@ def read_examples(task: Task) -> tuple[list[Example], Counts]:
             counts.unlabelled += 1
             continue
         target = canonical(task, raw, where)
-        if task.kind == "classification":
-            counts.targets[target] += 1
-        elif task.kind == "multi-label":
-            counts.targets.update(json.loads(target))
+        labels = _labels(task, target)
+        if any(len(label) > LONGEST_LABEL for label in labels):
+            raise UserError(f"{where}: a label of over {LONGEST_LABEL} characters; free text is kind: generation")
+        counts.targets.update(labels)
         if len(counts.targets) > MOST_LABELS:
             raise UserError(f"{where}: more than {MOST_LABELS} different labels so far; free text is kind: generation")
+        short = shortened(text)
+        counts.shortened += short != text
         extra = {name: _value(record, columns[name], where) for name in ("group", "time", "split")}
-        example = Example(number, text, target, **extra)
-        key = blake2b(f"{task.seed}:{number}".encode(), digest_size=16).digest()
-        # The heap's root is the largest key, the first to go.
-        entry = (bytes(255 - byte for byte in key), number, example)
-        if len(kept) < task.max_rows:
-            heapq.heappush(kept, entry)
-        else:
-            heapq.heappushpop(kept, entry)
-    examples = sorted((entry[2] for entry in kept), key=lambda example: example.row)
+        size = len(short) + len(target) + sum(len(value) for value in extra.values() if value is not None)
+        kept.add(number, size, Example(number, short, target, **extra))
+    examples = kept.items()
+    counts.kept = len(examples)
     _judge(task, examples, counts)
     return examples, counts
+
+
+def _labels(task: Task, target: str) -> list[str]:
+    """The labels in a canonical answer; none where answers are free."""
+    if task.kind == "classification":
+        return [target]
+    return json.loads(target) if task.kind == "multi-label" else []
+
+
+def shortened(text: str) -> str:
+    """The text, or of a very long one its beginning and its end."""
+    half = LONGEST_TEXT // 2
+    return text if len(text) <= LONGEST_TEXT else f"{text[:half]} … {text[-half:]}"
 
 
 def _judge(task: Task, examples: list[Example], counts: Counts) -> None:
@@ -105,6 +125,11 @@ def _judge(task: Task, examples: list[Example], counts: Counts) -> None:
         raise UserError(
             f"{task.data}: {usable} usable rows (of {counts.rows}, {counts.empty} without text, {counts.unlabelled} "
             f"without an answer) decide nothing; label at least {FEWEST}, better some hundreds"
+        )
+    if len(examples) < FEWEST:
+        raise UserError(
+            f"{task.data}: rows so long that only {len(examples)} of {usable} are within the {MOST_CHARACTERS:,} "
+            "characters that are kept; shorten answers and columns"
         )
     if counts.empty > counts.rows / 2:
         raise UserError(f"{task.data}: {counts.empty} of {counts.rows} texts are empty; is this the text's column?")
@@ -236,7 +261,9 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _lines(path: Path) -> Iterator[str]:
     with open(path, "rb") as handle:
-        for number, line in enumerate(handle, start=1):
+        for number, line in enumerate(iter(lambda: handle.readline(LONGEST_LINE), b""), start=1):
+            if len(line) == LONGEST_LINE:
+                raise UserError(f"{path}:{number}: a line of over {LONGEST_LINE >> 20} MB is no row of a table")
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -299,7 +326,10 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     row = 0
     try:
         with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=_ROWS, use_threads=False):
+            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            width = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=0)
+            rows = max(1, min(256, int(_BATCH_BYTES / max(width, 1))))
+            for batch in file.iter_batches(batch_size=rows, use_threads=False):
                 for record in batch.to_pylist():
                     row += 1
                     yield row, record

@@ -12,6 +12,8 @@ import pytest
 
 from inazuma.cli import main
 from inazuma.errors import UserError
+from inazuma.rightsize.checks import findings
+from inazuma.rightsize.splits import Splits
 from inazuma.rightsize.table import read_examples
 from inazuma.rightsize.task import Task
 from tests.rightsize.planted import keyword, write
@@ -93,28 +95,82 @@ def test_case_can_be_folded(tmp_path):
     assert sorted(counts.targets) == ["complaint", "praise"]
 
 
+def test_of_a_very_long_text_beginning_and_end_are_kept_and_it_is_said(tmp_path):
+    rows = keyword(60)
+    rows[5] = rows[5] | {"text": "begin " + "x" * 50_000 + " end"}
+    task = Task(data=write(tmp_path / "a.csv", rows))
+    examples, counts = read_examples(task)
+    assert counts.shortened == 1
+    assert examples[5].text.startswith("begin x") and examples[5].text.endswith("x end")
+    assert len(examples[5].text) < 10_010
+    said = findings(task, counts, Splits({"train": examples}))
+    assert any(one.message.startswith("1 texts have over 10,000 characters") for one in said)
+
+
+def test_rows_beyond_the_room_are_a_sample_and_it_is_said(tmp_path):
+    with open(tmp_path / "a.csv", "w") as handle:
+        handle.write("text,label\n")
+        for i in range(3000):
+            handle.write(f"{i} {'x' * 9990},{'ab'[i % 2]}\n")
+    task = Task(data=tmp_path / "a.csv")
+    examples, counts = read_examples(task)
+    assert sum(len(e.text) + len(e.target) for e in examples) <= 20_000_000 < 3000 * 9990
+    assert 1990 < len(examples) <= 2002 and counts.rows == 3000
+    # A random sample: of the first half of the file, and of the second.
+    assert abs(sum(e.row <= 1501 for e in examples) - 1000) < 120
+    said = findings(task, counts, Splits({"train": examples[:20]}))
+    assert any(f"{len(examples)} of 3000 usable rows were kept (20,000,000 characters" in one.message for one in said)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,label\nfine," + "a" * 1001 + "\n", "a.csv:2: a label of over 1000 characters"),
+        ("text,label\n" + "x" * (65 << 20), "a.csv:2: a line of over 64 MB is no row"),
+    ],
+)
+def test_what_would_take_memory_without_end_is_refused(tmp_path, content, message):
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(UserError) as error:
+        read_examples(Task(data=tmp_path / "a.csv"))
+    assert message in str(error.value)
+
+
 MEASURED = """
 import sys
 from pathlib import Path
 from inazuma.rightsize.measure import peak_memory
+from inazuma.rightsize.splits import make_splits
 from inazuma.rightsize.table import read_examples
 from inazuma.rightsize.task import Task
-examples, counts = read_examples(Task(data=Path(sys.argv[1]), max_rows=500))
+task = Task(data=Path(sys.argv[1]), max_rows=500)
+examples, counts = read_examples(task)
+make_splits(task, examples)
 print(counts.rows, len(examples), peak_memory())
 """
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path):
-    """60 MB against 3 MB: the rows kept are the same number, and so is the memory."""
+@pytest.mark.parametrize(
+    ("kind", "length", "small", "large"),
+    [("csv", 1000, 3_000, 60_000), ("csv", 1_000_000, 60, 120), ("parquet", 1_000_000, 60, 120)],
+    ids=["many short rows", "few long rows", "few long rows in Parquet"],
+)
+def test_memory_does_not_grow_with_the_file(tmp_path, kind, length, small, large):
+    """60 to 120 MB against a part of that. 2 GB: benchmarks/rightsize_memory.py."""
     peaks = {}
-    for name, rows in (("small", 3_000), ("large", 60_000)):
-        with open(tmp_path / f"{name}.csv", "w") as handle:
-            handle.write("text,label\n")
-            for i in range(rows):
-                handle.write(f"{i} {'x' * 1000},{'ab'[i % 2]}\n")
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURED, str(tmp_path / f"{name}.csv")], capture_output=True, text=True, check=True
-        )
+    for name, rows in (("small", small), ("large", large)):
+        path = tmp_path / f"{name}.{kind}"
+        lines = ((f"{i} {'x' * length}", "ab"[i % 2]) for i in range(rows))
+        if kind == "csv":
+            with open(path, "w") as handle:
+                handle.write("text,label\n")
+                handle.writelines(f"{text},{label}\n" for text, label in lines)
+        else:
+            with pq.ParquetWriter(path, pa.schema([("text", "string"), ("label", "string")])) as writer:
+                for text, label in lines:
+                    writer.write_table(pa.table({"text": [text], "label": [label]}))
+        done = subprocess.run([sys.executable, "-c", MEASURED, str(path)], capture_output=True, text=True, check=True)
         found, kept, peaks[name] = map(float, done.stdout.split())
-        assert (found, kept) == (rows, 500)
+        assert (found, kept) == (rows, min(500, rows))
+        path.unlink()
     assert peaks["large"] - peaks["small"] < 8
