@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from inazuma.evaluate.audit.readers import read_study
 from inazuma.rightsize import ladder
 from inazuma.rightsize.curves import trainings
 from inazuma.rightsize.splits import make_splits
@@ -56,6 +57,10 @@ def test_every_rung_that_learns_has_a_curve(tmp_path):
     assert "| scratch |" in section and f"| {rungs['tfidf']['labels_to_parity']['labels']} |" in section
     assert f"The curves took {sum(rungs[name]['curve_seconds'] for name in curves):.1f} s" in section
     assert not [path for path in out.iterdir() if path.name.startswith((".", "tokenizer"))], "scratch files are left"
+    # Every rung is a run to the audit, also those that are made of others and answer as a model does.
+    for name in rungs:
+        assert [log.path.name for log in read_study(out / "rungs" / name).logs] == [name]
+    assert {log.path.name for log in read_study(out).logs} == set(rungs) == {"majority", "tfidf", "scratch", "cascade"}
     # The figures stand on records, and a changed one is noticed.
     assert all(check.ok for check in verify(out))
     record = out / "rungs" / "tfidf" / "curve.jsonl"
