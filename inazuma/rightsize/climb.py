@@ -76,9 +76,14 @@ def _measured(
 
 def quality(task: Task, predictor: Predictor, examples: Sequence[Example]) -> float:
     """The mean score of a predictor's answers."""
-    answers = predictor.answer([example.text for example in examples])
-    scores = [score(task, answer.text, e.target) for answer, e in zip(answers, examples, strict=True)]
+    scores = item_scores(task, predictor, examples)
     return sum(scores) / len(scores)
+
+
+def item_scores(task: Task, predictor: Predictor, examples: Sequence[Example]) -> list[float]:
+    """The score of each of a predictor's answers."""
+    answers = predictor.answer([example.text for example in examples])
+    return [score(task, answer.text, e.target) for answer, e in zip(answers, examples, strict=True)]
 
 
 def write_samples(folder: Path, task: Task, splits: Splits, answers: dict[str, list[Answer]]) -> None:

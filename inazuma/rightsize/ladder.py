@@ -16,7 +16,7 @@ from inazuma.files import PARTIAL, read_json, sha256, write_json
 from inazuma.rightsize.audited import write_audit, write_study
 from inazuma.rightsize.checks import findings, overview
 from inazuma.rightsize.climb import FACTS, SERVICE, climb, copy_model
-from inazuma.rightsize.curves import learning_curves
+from inazuma.rightsize.curves import CURVE, has_curve, learning_curve
 from inazuma.rightsize.report import write_report
 from inazuma.rightsize.rungs import obstacle, prepare
 from inazuma.rightsize.splits import Finding, Splits, make_splits
@@ -51,7 +51,8 @@ def rightsize(
         write_study(splits, run.path)
         names, skipped = _climb_all(task, splits, run.path, say)
         say("learning curves: again on fewer labels")
-        learning_curves(task, splits, run.path, names)
+        for name in filter(has_curve, names):
+            learning_curve(task, splits, run.path, name)
         result = _judge(task, run.path, names, skipped)
         for finding in write_audit(run.path)["findings"]:
             say(f"audit: {finding['rule']} {finding['title']}: {finding['item']}: {finding['evidence']}")
@@ -222,6 +223,14 @@ def evidence(task: Task, names: Sequence[str], eligible: Sequence[str]) -> dict[
         if name in eligible:
             for part in ("sufficient", "insufficient"):
                 here[f"p_{part}"] = {"formula": "ladder_p", **rule, "rung": name, "part": part}
+        if has_curve(name):
+            curve = f"rungs/{name}/{CURVE}"
+            here["learning_curve"] = {"formula": "learning_curve", "record": curve}
+            here["curve_seconds"] = {"formula": "sum", "record": curve, "column": "seconds"}
+            reached = {"of": [f"rungs.{k}.quality.value" for k in range(len(names))], "margin": task.margin}
+            for part in ("labels", "how"):
+                asked = {"curve": f"rungs.{i}.learning_curve", **reached, "part": part}
+                here[f"labels_to_parity.{part}"] = {"formula": "parity", **asked}
         prices = {other: f"rungs.{k}.cost" for k, other in enumerate(names)}
         here["on_front"] = {"formula": "ladder_front", **joint, "costs": prices, "rung": name}
         found |= {f"rungs.{i}.{field}": how for field, how in here.items()}

@@ -17,7 +17,6 @@ from inazuma.report.provenance import provenance
 from inazuma.rightsize.analysis import break_even, calibration_error, cost_curve, slices
 from inazuma.rightsize.audited import AUDIT
 from inazuma.rightsize.climb import FACTS, SERVICE
-from inazuma.rightsize.curves import CURVES, labels_to_parity
 from inazuma.rightsize.pareto import pareto_chart
 from inazuma.rightsize.sentences import verdict
 from inazuma.rightsize.task import Task
@@ -40,7 +39,6 @@ def write_report(folder: Path) -> None:
         for name in names
     }
     facts = {name: read_json(folder / "rungs" / name / FACTS) for name in names}
-    curves = read_json(folder / CURVES) if (folder / CURVES).exists() else {}
     sentence = verdict(task, result)
     parts: list[Table] = [
         _rungs(result, samples),
@@ -48,7 +46,7 @@ def write_report(folder: Path) -> None:
         _costs(task, result),
         *_break_even(task, result, facts),
         *_slices(task, result, samples),
-        *_curves(task, result, curves),
+        *_curves(task, result),
         _sensitivity(task, result),
         _tuning(facts),
         _data(data),
@@ -58,7 +56,7 @@ def write_report(folder: Path) -> None:
     pictures = {
         "Rungs": pareto_chart(result["rungs"], STYLES),
         "Traffic and cost": _cost_chart(task, result, facts),
-        "Learning curves": _curve_chart(curves),
+        "Learning curves": _curve_chart(result),
     }
     body = (
         f'<h1><span lang="ja">稲妻</span> <b>Which size does it need?</b></h1><p class="verdict">{escape(sentence)}</p>'
@@ -217,20 +215,24 @@ def _slices(task: Task, result: Mapping[str, Any], samples: Mapping[str, list[di
     return [("Where the small one fails", note, ["slice", "items", chosen["name"], other["name"], "points"], rows)]
 
 
-def _curves(task: Task, result: Mapping[str, Any], curves: Mapping[str, Any]) -> list[Table]:
-    if not curves:
+def _curves(task: Task, result: Mapping[str, Any]) -> list[Table]:
+    learnt = [rung for rung in result["rungs"] if "learning_curve" in rung]
+    if not learnt:
         return []
     best = max(rung["quality"]["value"] for rung in result["rungs"])
-    counts = sorted({int(count) for points in curves.values() for count, _ in points})
+    counts = sorted({count for rung in learnt for count, _ in rung["learning_curve"]})
     rows = []
-    for name, points in curves.items():
-        known = {int(count): reached for count, reached in points}
-        needed = labels_to_parity(points, best - task.margin)
+    for rung in learnt:
+        known = dict(rung["learning_curve"])
+        parity = rung["labels_to_parity"]
+        needed = {"measured": f"{parity['labels']:,}", "extrapolated": f"perhaps {parity['labels']:,}"}
         cells = [f"{known[count]:.3f}" if count in known else "" for count in counts]
-        rows.append([name, *cells, f"about {needed:,}" if needed else "out of sight"])
+        rows.append([rung["name"], *cells, needed.get(parity["how"], parity["how"])])
+    again, tuned = (sum(rung[field] for rung in learnt) for field in ("curve_seconds", "training_seconds"))
     note = (
         f"Quality by number of training labels; parity is {best - task.margin:.3f}, the best less the margin, "
-        "extrapolated along a power law where it is not reached."
+        '"perhaps" where it is not reached and the number comes from a power law. '
+        f"The curves took {again:.1f} s, the tuning of these rungs {tuned:.1f} s."
     )
     return [("Learning curves", note, ["rung", *map(str, counts), "labels to parity"], rows)]
 
@@ -316,11 +318,11 @@ def _cost_chart(task: Task, result: Mapping[str, Any], facts: Mapping[str, Any])
     return line_chart(series, label="Cost of 1000 requests by traffic", x_axis=axis, logarithmic=True)
 
 
-def _curve_chart(curves: Mapping[str, Any]) -> str:
+def _curve_chart(result: Mapping[str, Any]) -> str:
+    learnt = [rung for rung in result["rungs"] if "learning_curve" in rung]
     drawn = [
-        Series(name, [(count, reached) for count, reached in points], style, dots=True)
-        for (name, points), style in zip(curves.items(), STYLES[1:], strict=False)
-        if points
+        Series(rung["name"], [(count, reached) for count, reached in rung["learning_curve"]], style, dots=True)
+        for rung, style in zip(learnt, STYLES[1:], strict=False)
     ]
     axis = Axis("training labels", "with {} labels", logarithmic=True)
     return line_chart(drawn, label="Quality by number of labels", x_axis=axis) if drawn else ""

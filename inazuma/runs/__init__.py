@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inazuma.runs import ladder as ladder  # formulas are known once their modules are imported
+from inazuma.runs import ladder_curves as ladder_curves
 from inazuma.runs import load as load
 from inazuma.runs import scores as scores
 from inazuma.runs.ledger import check_ledger

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inazuma.rightsize.analysis import break_even, calibration_error, cost_curve, script, slices
-from inazuma.rightsize.curves import labels_to_parity
+from inazuma.runs.ladder_curves import labels_to_parity
 
 
 def lines(scores):
@@ -61,6 +61,14 @@ def test_break_even_against_an_api_is_the_closed_form():
 
 def test_parity_follows_the_power_law():
     points = [[n, 1 - 2 * n**-0.5] for n in (32, 100, 316, 1000)]
-    assert labels_to_parity(points, 0.95) == pytest.approx(1600, rel=0.01)
-    assert labels_to_parity(points, points[2][1]) == 316
-    assert labels_to_parity([[32, 0.7], [100, 0.7], [316, 0.69]], 0.9) is None
+    assert labels_to_parity(points, 0.95) == (pytest.approx(1600, rel=0.01), "extrapolated")
+    assert labels_to_parity(points[:3], points[2][1]) == (316, "measured")
+    far = [[n, 1 - 2 * n**-0.1] for n in (3200, 10000, 31600)]
+    for curve, aim in (([[32, 0.7], [100, 0.7], [316, 0.69]], 0.9), (points[:2], 0.95), (points, 1.0), (far, 0.9)):
+        assert labels_to_parity(curve, aim) == (0, "out of sight")
+
+
+def test_parity_lies_beyond_labels_that_did_not_reach_it():
+    """The line through the points is above the last of them."""
+    points = [[10, 0.5], [32, 0.7], [100, 0.85], [316, 0.86]]
+    assert labels_to_parity(points, 0.87) == (317, "extrapolated")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from inazuma.cli import main
 from inazuma.files import read_json
 from inazuma.rightsize import ladder
@@ -19,7 +21,7 @@ def climb(task: Task, out: Path) -> list[str]:
     return said
 
 
-def test_a_clean_run_is_read_rung_by_rung_and_has_no_finding(tmp_path, capsys):
+def test_a_clean_run_is_read_rung_by_rung_and_has_no_finding(tmp_path, capsys, monkeypatch):
     data = write(tmp_path / "a.csv", noisy(400))
     said = climb(Task(data=data, rungs=("majority", "tfidf"), curve=()), tmp_path / "run")
     assert not [line for line in said if line.startswith("audit:")]
@@ -31,9 +33,13 @@ def test_a_clean_run_is_read_rung_by_rung_and_has_no_finding(tmp_path, capsys):
         assert found["rules"][rule] == "clean"
     assert [one["rule"] for one in found["waived"]] == ["V24"], "the floor, with its reason"
     assert "## Audit" in (tmp_path / "run" / "report.md").read_text()
-    # One rung alone is a log, too.
-    assert main(["audit", str(tmp_path / "run" / "rungs" / "tfidf" / "samples.jsonl")]) == 0
+    # One rung alone is a run, too, by its folder or its samples.
     samples = tmp_path / "run" / "rungs" / "tfidf" / "samples.jsonl"
+    monkeypatch.chdir(samples.parent)
+    for path in (samples, samples.parent, "."):
+        capsys.readouterr()
+        assert main(["audit", str(path), "--json"]) == 0
+        assert len(json.loads(capsys.readouterr().out)["read"]) == 1
     samples.write_text(samples.read_text().replace('"score": 0.0', '"score": 1.0'))
     assert main(["audit", str(tmp_path / "run")]) == 2
 
@@ -53,15 +59,25 @@ def test_a_leak_between_splits_is_found(tmp_path, monkeypatch, capsys):
     assert main(["audit", str(tmp_path / "run")]) == 1
 
 
-def test_answers_that_were_cut_off_are_found(tmp_path):
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_answers_that_were_cut_off_are_found_and_wrong_ones_that_ended_are_not(tmp_path, capsys, reason):
     rows = noisy(400)
     data = write(tmp_path / "a.csv", rows)
     outputs = tmp_path / "outputs.jsonl"
     with open(outputs, "w") as handle:
         for i, row in enumerate(rows):
-            answer = {"text": row["text"], "output": "pra" if i % 4 == 0 else row["label"], "milliseconds": 5.0}
-            answer |= {"input_tokens": 20, "output_tokens": 2, "stop_reason": "length" if i % 4 == 0 else "stop"}
+            wrong = "praise" if row["label"] == "complaint" else "complaint"
+            answer = {"text": row["text"], "output": row["label"] if i % 4 else wrong, "milliseconds": 5.0}
+            answer |= {"input_tokens": 20, "output_tokens": 2, "stop_reason": "stop" if i % 4 else reason}
             handle.write(json.dumps(answer) + "\n")
     task = Task(data=data, rungs=("majority", "prompted"), prompted=Prompted(outputs=outputs), curve=())
-    [line] = [line for line in climb(task, tmp_path / "run") if line.startswith("audit: V01")]
-    assert "prompted: test" in line
+    said = [line for line in climb(task, tmp_path / "run") if line.startswith("audit:")]
+    capsys.readouterr()
+    code = main(["audit", str(tmp_path / "run"), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    if reason == "stop":
+        assert (said, code, found["rules"]["V01"], found["findings"]) == ([], 0, "clean", [])
+    else:
+        [line] = said
+        assert line.startswith("audit: V01") and "prompted: test" in line and code == 1
+        assert [one["rule"] for one in found["findings"]] == ["V01"]

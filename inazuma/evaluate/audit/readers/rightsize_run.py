@@ -20,21 +20,24 @@ _JUDGED = "test"
 
 
 def claims(folder: Path) -> Iterator[Path]:
-    """The folders of the rungs, in the order of the ladder."""
-    if (folder / "ladder.json").is_file() and (folder / MANIFEST).is_file():
-        names = read_json(folder / "ladder.json").get("names", {})
-        yield from (folder / "rungs" / names[place] for place in sorted(names, key=int))
+    """A rung's folder in such a run, if it is one of its ladder: the run itself is audited as all of them."""
+    rungs, name = folder.resolve().parent, folder.resolve().name
+    ladder = rungs.parent / "ladder.json"
+    if rungs.name != "rungs" or not ladder.is_file() or not (rungs.parent / MANIFEST).is_file():
+        return
+    if name in read_json(ladder).get("names", {}).values():
+        yield folder
 
 
 def claims_file(path: Path) -> Path | None:
     """A rung's samples, where they lie in such a run."""
-    found = path.name == SAMPLES and path.parent in claims(path.parent.parent.parent)
-    return path.parent if found else None
+    return next(claims(path.parent), None) if path.name == SAMPLES else None
 
 
 def read(folder: Path) -> Log:
     """A rung; a `UserError` says which file of its run was edited after the run ended, by its hash."""
-    run = Run.open(folder.parent.parent)
+    name = folder.resolve().name
+    run = Run.open(folder.resolve().parent.parent)
     check_unedited(run)
     samples = []
     for where, record in strict_lines(folder / SAMPLES):
@@ -46,8 +49,8 @@ def read(folder: Path) -> Log:
         folder,
         "inazuma rightsize",
         run.manifest["code"]["version"],
-        folder.name,
-        (Task(_JUDGED, tuple(samples), _scores(run.path, folder.name), generates, scorer="exact"),),
+        name,
+        (Task(_JUDGED, tuple(samples), _scores(run.path, name), generates, scorer="exact"),),
         seed=config.get("seed"),
         status=run.manifest["status"],
         settings=config,
