@@ -98,7 +98,7 @@ def rung(folder: Path, name: str, scores: dict[str, np.ndarray], confidence: np.
     """A climbed rung as `write_cascade` reads it."""
     (folder / "rungs" / name / "model").mkdir(parents=True)
     here = folder / "rungs" / name
-    Majority(name, 0.5).save(here / "model")
+    Majority(name, 0.1).save(here / "model")
     with open(here / SAMPLES, "wb") as handle:
         for split in ("calibration", "test"):
             for i, (score, sure) in enumerate(zip(scores[split], confidence, strict=True)):
