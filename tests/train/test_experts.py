@@ -13,7 +13,12 @@ from tests.train.recipes import STEP, assert_same_bits, recipe, train, weights
 
 EXPERTS = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 SOFTMAX = EXPERTS | {"scoring_func": "softmax", "n_shared_experts": 0}
-LONG = [{"stage": "dense", "tokens": 60 * STEP, "lr": 3e-3}]
+LONG = {
+    "stages": [{"stage": "dense", "tokens": 60 * STEP, "lr": 3e-3}],
+    # Neither changes what is trained; every third step they would take longer than it.
+    "validate_every": 1000,
+    "checkpoint_every": 1000,
+}
 
 
 def lines(path: Path, kind: str) -> list[dict]:
@@ -34,8 +39,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(model, corpus, tmp_path):
 
 
 def test_the_load_is_logged_and_becomes_even(corpus, tmp_path):
-    quick = recipe(corpus, EXPERTS, stages=LONG, balance_speed=0.02)
-    never = recipe(corpus, EXPERTS, stages=LONG, balance_speed=0.0)
+    quick = recipe(corpus, EXPERTS, balance_speed=0.02, **LONG)
+    never = recipe(corpus, EXPERTS, balance_speed=0.0, **LONG)
     uneven = []
     for name, config in (("quick", quick), ("never", never)):
         train(config, tmp_path / name)
@@ -49,7 +54,7 @@ def test_the_balance_loss_keeps_a_softmax_router_even(corpus, tmp_path):
     uneven = []
     for weight in (0.1, 0.0):
         path = tmp_path / str(weight)
-        train(recipe(corpus, SOFTMAX, stages=LONG, balance_loss=weight), path)
+        train(recipe(corpus, SOFTMAX, balance_loss=weight, **LONG), path)
         uneven.append(sum(line["max_violation"][0] for line in lines(path, "train")[-20:]) / 20)
     assert uneven[0] < 0.8 * uneven[1]
 
