@@ -220,6 +220,7 @@ int inazuma_paged_write(const InazumaPool* pool, const int64_t* slots, const flo
                                               : const_cast<uint8_t*>(row_of(*pool, slots[n], head));
           paged_kernels().encode(x + (n * pool->heads + head) * pool->width, format_of(*pool), pool->width,
                                  pool->plain, to);
+          if (!pool->by_column) continue;
           uint32_t* const page = page_of(*pool, slots[n] / PAGE) + slots[n] % PAGE;
           for (size_t u = 0; u < row.size(); ++u) page[u * PAGE] = row[u];
         }

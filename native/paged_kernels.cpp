@@ -78,13 +78,6 @@ void decode(const uint8_t* row, Format format, int D, int plain, float* out) {
     __builtin_memcpy(out, row, D * sizeof(float));
     return;
   }
-  if (format == INT16 || format == INT8) {
-    const int bytes = format == INT16 ? 2 : 1;
-    const float unit = read<float>(row + bytes * packed_width(D, format));
-    for (int d = 0; d < D; ++d)
-      out[d] = float(format == INT16 ? read<int16_t>(row + 2 * d) : int8_t(row[d])) * unit;
-    return;
-  }
   int d = 0;
   const uint8_t* halves = row;
   if (format == FP8) {

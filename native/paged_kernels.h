@@ -31,7 +31,7 @@ inline int largest_query(int C, Format format) {
 }
 
 struct PagedKernels {
-  // A row of D numbers, the last `plain` of which fp8 leaves in bfloat16, as float32 and back.
+  // A row of D numbers, the last `plain` of which fp8 leaves in bfloat16, as float32 (no whole numbers) and back.
   void (*decode)(const uint8_t* row, Format format, int D, int plain, float* out);
   void (*encode)(const float* x, Format format, int D, int plain, uint8_t* row);
 

@@ -99,13 +99,12 @@ class Pool:
         self.groups = -(-coded // GROUP)
         dtype = FORMATS[format]
         unit = 4 // dtype.itemsize
-        columns = {
-            "fp8": coded + 4 * self.groups + 2 * plain,
-            "int16": width + width % 2 + 2,
-            "int8": width + -width % 4 + 4,
-        }
-        self.columns = columns.get(format, width)
+        self.columns = width
         """Elements of `data` to a head."""
+        if format == "fp8":
+            self.columns = coded + 4 * self.groups + 2 * plain
+        elif format in WHOLE:
+            self.columns = _padded(width, format) + unit
         shape = (pages, self.columns // unit, PAGE, unit) if by_column else (pages * PAGE, heads, self.columns)
         self.data = torch.empty(shape, dtype=dtype, device=device)
         """`[slots, G, columns]`; by column `[pages, units, PAGE, elements of four bytes]`."""
@@ -212,15 +211,19 @@ def _decode(rows: Tensor, width: int, plain: int) -> Tensor:
     return torch.cat([numbers * scales, part(coded + 4 * groups, 2 * plain, torch.bfloat16)], -1)
 
 
+def _padded(width: int, format: str) -> int:
+    """Numbers of a row of int16 or int8 up to whole four bytes."""
+    return width + -width % (4 // FORMATS[format].itemsize)
+
+
 def largest_key(width: int, format: str) -> int:
     """The largest of the whole numbers of keys of int16 or int8."""
-    return 127 if format == "int8" else math.isqrt((2**31 - 1) // (width + width % 2))
+    return 127 if format == "int8" else math.isqrt((2**31 - 1) // _padded(width, format))
 
 
 def largest_query(width: int, format: str) -> int:
     """The largest of the whole numbers of a query: D products of the largest fit 32 bits."""
-    unit = 4 // FORMATS[format].itemsize
-    return min(32767, (2**31 - 1) // ((width + -width % unit) * largest_key(width, format)))
+    return min(32767, (2**31 - 1) // (_padded(width, format) * largest_key(width, format)))
 
 
 def _encode_whole(x: Tensor, most: int, dtype: torch.dtype) -> Tensor:
