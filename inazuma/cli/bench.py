@@ -21,13 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         allow_abbrev=False,
     )
     ops.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/bench-ops"),
-        metavar="RUN",
-        help="folder to write (default: runs/bench-ops)",
-    )
-    ops.add_argument(
         "--lengths",
         default="1K,2K,4K,8K",
         metavar="N,N,...",
@@ -48,8 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ops.add_argument(
         "--compare", action="store_true", help="add transformers, flash-attn, tilelang and fla where installed"
     )
-    ops.add_argument("--force", action="store_true", help="replace an existing run folder")
-    ops.add_argument("--json", action="store_true", help="print the figures as JSON")
+    _add_run(ops, "runs/bench-ops")
     ops.set_defaults(what=_ops)
     serve = verbs.add_parser(
         "serve",
@@ -60,17 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     serve.add_argument("model", type=Path, metavar="MODEL", help="a model folder")
     serve.add_argument("--gguf", type=Path, required=True, metavar="FILE", help="the same weights for llama.cpp")
-    serve.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/bench-serve"),
-        metavar="RUN",
-        help="folder to write (default: runs/bench-serve)",
-    )
     serve.add_argument("--turns", type=int, default=3, metavar="N", help="of which medians are taken (default: 3)")
-    serve.add_argument("--force", action="store_true", help="replace an existing run folder")
-    serve.add_argument("--json", action="store_true", help="print the figures as JSON")
+    _add_run(serve, "runs/bench-serve")
     serve.set_defaults(what=_serve)
+
+
+def _add_run(parser: argparse.ArgumentParser, folder: str) -> None:
+    """What both ask of the run folder that they write."""
+    parser.add_argument(
+        "--out", type=Path, default=Path(folder), metavar="RUN", help=f"folder to write (default: {folder})"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing run folder")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
