@@ -7,7 +7,6 @@ DIR/run). What long contexts take is measured by `serve_long.py`.
 from __future__ import annotations
 
 import argparse
-import platform
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,7 +36,6 @@ def run(work: Path, turns: int) -> dict:
         "what": "tokens a second, medians of turns",
         "machine": surroundings.machine(),
         "code": surroundings.code(),
-        "python": platform.python_version(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "smollm2": speeds(work / "run", smollm2, gguf, turns),
     }

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import platform
 import shutil
 import statistics
 import time
@@ -76,7 +75,6 @@ def run(work: Path, lengths: list[int]) -> dict:
         "what": "milliseconds of a token and seconds to the first one",
         "machine": surroundings.machine(),
         "code": surroundings.code(),
-        "python": platform.python_version(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
     }
     sparse = random_model("dsa-mini", work / "dsa-mini", smollm2)
