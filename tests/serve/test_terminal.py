@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from inazuma.errors import UserError
-from inazuma.serve.chat import Conversation
-from inazuma.serve.terminal import Stream
+from inazuma.serve.chat import Answer, Conversation
+from inazuma.serve.terminal import Stream, Terminal
 from tests.serve.conftest import NAME
 
 
@@ -189,3 +189,25 @@ def test_long_answers_are_shown_once():
     shown.close()
     assert "".join(printed) == text and len(printed) > 80
     assert "code\n\nmore" in printed[-2], "fenced code is one block"
+
+
+def test_a_ctrl_c_that_python_swallows_stops_the_answer_all_the_same():
+    class Writing:
+        model = "any"
+
+        def ask(self, question):
+            for count in range(1, 100):
+                if count == 3:
+                    try:
+                        os.kill(os.getpid(), signal.SIGINT)
+                        time.sleep(1)
+                    except KeyboardInterrupt:
+                        pass  # as in a destructor
+                yield Answer(text="word " * count)
+
+    before = signal.getsignal(signal.SIGINT)
+    terminal = Terminal(Writing(), None, Console(file=io.StringIO()))
+    terminal.figures = lambda: ""
+    terminal.answer("?")
+    assert terminal.last.text == "word " * 3
+    assert signal.getsignal(signal.SIGINT) is before
