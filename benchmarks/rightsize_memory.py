@@ -1,9 +1,10 @@
 """Does the memory of `inazuma rightsize` grow with the file? `python benchmarks/rightsize_memory.py`
 
-Writes files of 100 MB and of 2 GB, of many short rows and of few long ones, has a process of its own read, split and
-check each as the command does before it trains anything, and records that process's peak resident memory (VmHWM) in
-`benchmarks/results/rightsize_memory.json`. Exits with 1 where the larger file takes more than the smaller by over a
-tenth. Texts are drawn from a hundred thousand made-up words; every row is another text.
+Writes files of 400 MB and of 2 GB, of many short rows and of few long ones (either is enough to fill what is kept), has
+a process of its own read, split and check each as the command does before it trains anything, and records that
+process's peak resident memory (VmHWM) in `benchmarks/results/rightsize_memory.json`. Exits with 1 where the larger
+file takes more than the smaller by over a tenth. Texts are drawn from a hundred thousand made-up words; every row is
+another text.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from inazuma.files import write_json
 from inazuma.runs import surroundings
 
 RESULT = Path(__file__).parent / "results" / "rightsize_memory.json"
-SHAPES = {"short rows": 100, "long rows": 1_000_000}
+SHAPES = {"short rows": 100, "long rows": 100_000}
 """Characters of a text."""
 GROWTH = 1.1
 """The most that the peak may differ by: the same sample size holds other texts, and allocators round."""
@@ -102,7 +103,7 @@ def measured(path: Path) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs=2, default=(100_000_000, 2_000_000_000), metavar="BYTES")
+    parser.add_argument("--sizes", type=int, nargs=2, default=(400_000_000, 2_000_000_000), metavar="BYTES")
     parser.add_argument("--scratch", type=Path, help="folder with space for one file (default: the system's)")
     parser.add_argument("--out", type=Path, default=RESULT, metavar="FILE")
     arguments = parser.parse_args()

@@ -11,13 +11,15 @@ import numpy as np
 
 from inazuma.rightsize.linear import fit_linear, vectorizer_choices
 from inazuma.rightsize.splits import Finding, Splits
-from inazuma.rightsize.table import LONGEST_TEXT, MOST_CHARACTERS, Counts, Example
+from inazuma.rightsize.table import LONGEST_TEXT, MOST_CHARACTERS, Counts, Example, shortened
 from inazuma.rightsize.task import Task
 from inazuma.runs.intervals import items_needed, minimum_detectable_effect
 
 DISCORDANT = 0.10
 """The share of items on which two good models differ, as long as nothing is known of them."""
 MOST_CANDIDATES = 20
+_READ_FOR_NOISE = 2_000_000
+"""Characters of all texts together that the search for wrong labels reads; of long ones the beginning and the end."""
 _NAMED = 0.9
 """The share of texts that spell out their own label, and of spelt-out labels that are right, which is called a leak."""
 
@@ -109,18 +111,20 @@ def noise_candidates(task: Task, examples: list[Example]) -> Finding | None:
     names = sorted({example.target for example in examples})
     targets = np.array([names.index(example.target) for example in examples])
     # Folds by the place within each class: every fold sees every class.
+    room = max(200, _READ_FOR_NOISE // len(examples))
+    texts = [shortened(example.text, room) for example in examples]
     order = np.argsort(targets, kind="stable")
     fold = np.empty(len(examples), dtype=int)
     fold[order] = np.arange(len(examples)) % 3
     probabilities = np.zeros((len(examples), len(names)))
     for k in range(3):
-        learnt = [example for example, f in zip(examples, fold, strict=True) if f != k]
+        learnt = np.flatnonzero(fold != k)
         model = fit_linear(
-            [e.text for e in learnt], [e.target for e in learnt], vectorizer_choices()[1], seed=task.seed
+            [texts[i] for i in learnt], [examples[i].target for i in learnt], vectorizer_choices()[1], seed=task.seed
         )
         columns = [names.index(name) for name in model.classes]
         held = np.flatnonzero(fold == k)
-        probabilities[np.ix_(held, columns)] = model.probabilities([examples[i].text for i in held])
+        probabilities[np.ix_(held, columns)] = model.probabilities([texts[i] for i in held])
     own = probabilities[np.arange(len(examples)), targets]
     threshold = np.array([own[targets == c].mean() for c in range(len(names))])
     confident = np.where(probabilities >= threshold, probabilities, 0.0)

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH, sha1_hash32
+from datasketch import MinHash, MinHashLSH
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -23,6 +23,7 @@ _NAMES = {"valid": "validation", "val": "validation", "dev": "validation", "cali
 NEAR = 0.8
 """Jaccard similarity of two texts' 5-letter pieces from which on they are near duplicates."""
 _PIECE, _PERMUTATIONS = 5, 64
+_FACTORS = np.random.Generator(np.random.PCG64(0)).integers(1 << 64, size=_PIECE + 1, dtype=np.uint64)
 FEWEST_TESTED = 10
 
 
@@ -100,11 +101,7 @@ def duplicate_sets(examples: Sequence[Example]) -> list[list[int]]:
     index = MinHashLSH(threshold=NEAR, num_perm=_PERMUTATIONS)
     sketches: dict[int, np.ndarray] = {}
     for text, i in first.items():
-        # Pieces as 32-bit hashes: sets of texts would take a hundred times their memory.
-        pieces = np.array(
-            sorted({sha1_hash32(text[k : k + _PIECE].encode()) for k in range(max(1, len(text) - _PIECE + 1))}),
-            dtype=np.uint32,
-        )
+        pieces = pieces_of(text)
         sketch = MinHash(num_perm=_PERMUTATIONS, seed=1, hashfunc=int)
         sketch.update_batch(pieces)
         for j in index.query(sketch):
@@ -115,6 +112,20 @@ def duplicate_sets(examples: Sequence[Example]) -> list[list[int]]:
         sketches[i] = pieces
         index.insert(i, sketch)
     return [members for members in _joined(len(examples), pairs) if len(members) > 1]
+
+
+def pieces_of(text: str) -> np.ndarray:
+    """The set of a text's 5-letter pieces, or of the whole of a shorter one, as sorted 32-bit hashes `[pieces]`.
+
+    Sets of texts would take a hundred times their memory. The hash is the upper half of a sum modulo 2^64 of letters
+    times random numbers (vector multiply-shift: Thorup, arXiv 1504.06804, section 3): two pieces have the same one
+    with a probability of 2^-32.
+    """
+    letters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    count = max(1, len(letters) - _PIECE + 1)
+    letters = np.pad(letters, (0, count + _PIECE - 1 - len(letters)))
+    sums = sum((letters[k : k + count] * number for k, number in enumerate(_FACTORS[1:])), start=_FACTORS[0])
+    return np.unique((sums >> np.uint64(32)).astype(np.uint32))
 
 
 def _joined(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:

@@ -113,10 +113,10 @@ def _labels(task: Task, target: str) -> list[str]:
     return json.loads(target) if task.kind == "multi-label" else []
 
 
-def shortened(text: str) -> str:
-    """The text, or of a very long one its beginning and its end."""
-    half = LONGEST_TEXT // 2
-    return text if len(text) <= LONGEST_TEXT else f"{text[:half]} … {text[-half:]}"
+def shortened(text: str, most: int = LONGEST_TEXT) -> str:
+    """The text, or of one of over `most` characters its beginning and its end."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"
 
 
 def _judge(task: Task, examples: list[Example], counts: Counts) -> None:

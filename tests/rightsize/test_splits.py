@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
+import pytest
+
 from inazuma.rightsize.checks import minimum_detectable, noise_candidates, spelt_out
-from inazuma.rightsize.splits import SPLITS, duplicate_sets, make_splits
+from inazuma.rightsize.splits import SPLITS, duplicate_sets, make_splits, pieces_of
 from inazuma.rightsize.table import Example
 from inazuma.rightsize.task import Task
 from tests.rightsize.planted import keyword, noisy
@@ -45,6 +48,16 @@ def test_near_duplicates_are_found_and_stay_together():
     place = where(splits)
     assert all(place[i] == place[i + 1] for i in range(0, 60, 2))
     assert any(one.kind == "duplicates" and one.message.startswith("30 rows") for one in splits.findings)
+
+
+def test_pieces_are_those_of_the_texts():
+    texts = ["", "a", "abcd", "abcde", "the theme of the thesis " * 40, "\ud800 lone", "稲妻は雷光である😀" * 3]
+    for text in texts:
+        whole = {text[i : i + 5] for i in range(max(1, len(text) - 4))}
+        for other in texts:
+            pieces = {other[i : i + 5] for i in range(max(1, len(other) - 4))}
+            shared = np.intersect1d(pieces_of(text), pieces_of(other))
+            assert len(shared) == len(whole & pieces), (text, other)
 
 
 def test_groups_stay_together():
@@ -87,8 +100,9 @@ def test_a_label_in_the_text_is_a_leak():
     assert spelt_out(examples(keyword(100))) is None
 
 
-def test_what_is_listed_as_a_wrong_label_is_one():
-    rows = keyword(300)
+@pytest.mark.parametrize("padding", ["", " padding" * 2500], ids=["short", "long"])
+def test_what_is_listed_as_a_wrong_label_is_one(padding):
+    rows = [row | {"text": row["text"] + padding} for row in keyword(300)]
     turned = set(range(0, 300, 30))
     for i in turned:
         rows[i]["label"] = "praise" if rows[i]["label"] == "complaint" else "complaint"
