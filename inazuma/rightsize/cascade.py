@@ -106,15 +106,17 @@ def _facts(
     a: dict[str, Any], b: dict[str, Any], passed: float, small: str, large: str, reached: float, share: float
 ) -> dict[str, Any]:
     """Both are paid for: what is passed on costs the small rung's work as well."""
-    facts = {name: a[name] + b[name] for name in ("training_seconds", "cold_start_s", "memory_mb", "disk_mb")}
+    both = "training_seconds", "cold_start_s", "memory_mb", "gpu_memory_mb", "disk_mb"
+    facts = {name: a[name] + b[name] for name in both}
     facts |= {name: a[name] + passed * b[name] for name in ("joules", "input_tokens", "output_tokens")}
     return facts | {
         "hosted": a["hosted"] and b["hosted"],
+        "gpu": a["gpu"] or b["gpu"],
         "trials": [
             {"choice": {"small": small, "large": large}, "calibration": reached, "passed_on": share, "seconds": 0.0}
         ],
         "labels": max(a["labels"], b["labels"]),
-        "energy": "counted" if a["energy"] == b["energy"] == "counted" else "estimated",
+        "energy": a["energy"] if a["energy"] == b["energy"] else "estimated in part",
         "calls": min(a["calls"], b["calls"]),
         "passed_on": passed,
     }

@@ -12,6 +12,7 @@ from typing import Any
 from inazuma.errors import RunError, UserError
 from inazuma.evaluate.outcome import SAMPLES, Sample, item_hash
 from inazuma.files import PARTIAL, atomic_folder, write_json
+from inazuma.rightsize.energy import Joules
 from inazuma.rightsize.measure import measure
 from inazuma.rightsize.predictor import Answer, Predictor
 from inazuma.rightsize.rungs import Climb
@@ -70,8 +71,16 @@ def _measured(
     """What one answer takes: as it was noted with each answer, or else measured in a process of its own."""
     noted = [answer.milliseconds for answer in answers if answer.milliseconds is not None]
     if noted:
-        return {"service_ms": noted, "joules": None, **predictor.facts()}
+        return {"service_ms": noted, "joules": _mean([answer.joules for answer in answers]), **predictor.facts()}
     return measure(folder / "model", [example.text for example in test], work / "measure")
+
+
+def _mean(drawn: Sequence[Joules | None]) -> Joules:
+    """Of each counter the mean of what single answers drew; None where some answer was not counted."""
+    if any(one is None for one in drawn):
+        return {}
+    columns = {name: [one[name] for one in drawn] for name in drawn[0]}
+    return {name: None if None in column else sum(column) / len(column) for name, column in columns.items()}
 
 
 def quality(task: Task, predictor: Predictor, examples: Sequence[Example]) -> float:
@@ -139,8 +148,13 @@ def facts(
     measured: dict[str, Any],
 ) -> dict[str, Any]:
     """What the cost is reckoned with; energy without a counter is an estimate, and says so."""
-    joules = measured.get("joules")
-    seconds = measured.get("cpu_seconds") or sum(measured["service_ms"]) / len(measured["service_ms"]) / 1000
+    gpu = measured.get("gpu", False)
+    answering = sum(measured["service_ms"]) / len(measured["service_ms"]) / 1000
+    estimates = {"processor": (measured.get("cpu_seconds") or answering) * task.costs.watts}
+    if gpu:
+        estimates["gpu"] = answering * task.costs.gpu_watts
+    drawn = {name: measured["joules"].get(name) for name in estimates}
+    known = [name for name, joules in drawn.items() if joules is not None]
     return {
         "hosted": measured.get("hosted", True),
         "trials": trials,
@@ -149,8 +163,10 @@ def facts(
         "cold_start_s": measured.get("cold_start_s", 0.0),
         "memory_mb": measured.get("memory_mb", 0.0),
         "disk_mb": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6,
-        "joules": joules if joules is not None else seconds * task.costs.watts,
-        "energy": "counted" if joules is not None else "estimated",
+        "gpu": gpu,
+        "gpu_memory_mb": measured.get("gpu_memory_mb", 0.0),
+        "joules": sum(drawn[name] if name in known else estimate for name, estimate in estimates.items()),
+        "energy": "estimated" if not known else "counted" if len(known) == len(drawn) else "estimated in part",
         "calls": len(measured["service_ms"]),
         "input_tokens": sum(answer.input_tokens for answer in answers) / len(answers),
         "output_tokens": sum(answer.output_tokens for answer in answers) / len(answers),

@@ -31,6 +31,11 @@ TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message.content | tri
 _BATCH = 32
 
 
+def compute_device() -> torch.device:
+    """Where models learn and answer: on a GPU if there is one, as everywhere in this project."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Codec:
     """Texts and answers as tokens of one model."""
 
@@ -69,6 +74,10 @@ class Generative:
         self.model, self.task, self.labels, self.context, self.room = model.eval(), task, labels, context, room
         self.codec = Codec.of(model, context)
 
+    @property
+    def device(self) -> torch.device:
+        return self.model.lm_head.weight.device
+
     def answer(self, texts: Sequence[str]) -> list[Answer]:
         answers: list[Answer | None] = [None] * len(texts)
         prompts = [self.codec.prompt(text, self.room) for text in texts]
@@ -104,13 +113,14 @@ class Generative:
         ]
 
     def _next(self, rows: list[list[int]]) -> torch.Tensor:
-        """Logits of the token after each row, float32 `[rows, vocab_size]`."""
+        """Logits of the token after each row, float32 `[rows, vocab_size]` on the CPU."""
         ids = torch.full((len(rows), max(map(len, rows))), self.codec.end, dtype=torch.long)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
-        hidden = self.model.read(ids)[0]
-        last = hidden[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
-        return self.model.lm_head(last).float()
+        hidden = self.model.read(ids.to(self.device))[0]
+        ends = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        last = hidden[torch.arange(len(rows), device=self.device), ends]
+        return self.model.lm_head(last).float().cpu()
 
     def _texts(self, rows: list[list[int]]) -> list[Answer]:
         written = self.model.generate(rows, self.room, stop={self.codec.end})
@@ -118,7 +128,8 @@ class Generative:
         for row, whole in zip(rows, written, strict=True):
             new = whole[len(row) :]
             text = self.codec.tokenizer.decode(new, skip_special_tokens=True)
-            logits = self.model(torch.tensor([whole]))[0, len(row) - 1 : len(whole) - 1].float()
+            ids = torch.tensor([whole], device=self.device)
+            logits = self.model(ids)[0, len(row) - 1 : len(whole) - 1].float().cpu()
             chosen = logits.log_softmax(-1)[torch.arange(len(new)), torch.tensor(new, dtype=torch.long)]
             confidence = float(chosen.mean().exp()) if new else 0.0
             answers.append(Answer(readable(self.task, text), confidence, len(row), len(new)))
@@ -137,7 +148,7 @@ class Generative:
     def load(cls, folder: Path) -> Generative:
         kept: dict[str, Any] = read_json(folder / RUNG)
         task = Task(data=Path("-"), **kept["task"])
-        model = inazuma.load(folder, dtype=torch.float32)
+        model = inazuma.load(folder, dtype=torch.float32, device=compute_device())
         return cls(model, task, kept["labels"], kept["context"], kept["room"])
 
 

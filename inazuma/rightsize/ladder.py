@@ -213,7 +213,8 @@ def evidence(task: Task, names: Sequence[str], eligible: Sequence[str]) -> dict[
         here["measured_calls"] = {"formula": "count", "record": service, "column": "service_ms"}
         here["requests_per_second"] = {"formula": "worker_load", "record": service, "limit_ms": queue["limit_ms"]}
         here["workers"] = {"formula": "workers", "record": service, **queue}
-        for field in ("cold_start_s", "memory_mb", "disk_mb", "training_seconds", "joules", "energy", "labels"):
+        known = "cold_start_s", "memory_mb", "gpu_memory_mb", "disk_mb", "training_seconds", "joules", "energy"
+        for field in (*known, "gpu", "labels"):
             here[field] = {"formula": "value", "record": facts, "field": field}
         priced = {"formula": "thousand_requests", "record": facts, "prices": costs}
         priced["of"] = {"workers": f"rungs.{i}.workers"}

@@ -15,7 +15,8 @@ from inazuma.data.batches import IGNORE
 from inazuma.rightsize.generative import Codec, Generative
 from inazuma.rightsize.table import Example
 from inazuma.rightsize.task import Task
-from inazuma.rightsize.training import Batches, from_checkpoint, labels_of, room_for
+from inazuma.rightsize.training import Batches, from_checkpoint, labels_of, repeatable, room_for
+from inazuma.train.step import to_device
 
 CHOICES = [{"lr": 1e-3, "rank": 8}, {"lr": 3e-4, "rank": 8}, {"lr": 1e-3, "rank": 16}]
 _ROWS = 2
@@ -44,21 +45,22 @@ def fit_lora(task: Task, examples: Sequence[Example], choice: dict[str, Any]) ->
         parameter.requires_grad_("lora_" in name)
     optimizer = torch.optim.AdamW(learners, lr=0.0, weight_decay=0.0)
     steps = max(4, math.ceil(task.lora_tokens / (_ROWS * context)))
+    device = model.lm_head.weight.device
     batches = Batches(pairs, _ROWS, context, codec.end, task.seed)
     model.train()
-    for step in range(steps):
-        through = (step + 0.5) / steps
-        for group in optimizer.param_groups:
-            group["lr"] = choice["lr"] * min(1.0, through / 0.1) * min(1.0, (1 - through) / 0.5)
-        batch = batches.next()
-        ids, targets, first = (torch.from_numpy(x) for x in (batch.ids, batch.targets, batch.first))
-        hidden = model.read(ids, first=first)[0]
-        learnt = targets != IGNORE
-        # Only the answers' positions go through the output head, which is most of a small model's work.
-        loss = F.cross_entropy(model.lm_head(hidden[learnt]).float(), targets[learnt])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learners, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    with repeatable(device):
+        for step in range(steps):
+            through = (step + 0.5) / steps
+            for group in optimizer.param_groups:
+                group["lr"] = choice["lr"] * min(1.0, through / 0.1) * min(1.0, (1 - through) / 0.5)
+            ids, targets, first = to_device(batches.next(), device)
+            hidden = model.read(ids, first=first)[0]
+            learnt = targets != IGNORE
+            # Only the answers' positions go through the output head, which is most of a small model's work.
+            loss = F.cross_entropy(model.lm_head(hidden[learnt]).float(), targets[learnt])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(learners, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
     merged = adapted.merge_and_unload()
     return Generative(merged, task, labels_of(task, examples), context, room)

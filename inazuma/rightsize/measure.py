@@ -15,13 +15,14 @@ from typing import Any
 
 from inazuma.errors import RunError
 from inazuma.files import read_json, write_json
+from inazuma.rightsize.energy import counted, since
 
 CALLS, SECONDS, WARM = 1000, 5.0, 5
-_RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 
 
 def measure(model: Path, texts: Sequence[str], scratch: Path) -> dict[str, Any]:
-    """Milliseconds of single answers, seconds to the first one from a cold start, memory (MB) and energy.
+    """Milliseconds of single answers, seconds to the first one from a cold start, memory (MB), the GPU's too where it
+    answers on one, and energy.
 
     Raises:
         RunError: the process ended without an answer.
@@ -45,14 +46,6 @@ def peak_memory(process: str = "self") -> float:
     return 0.0
 
 
-def _counter() -> float | None:
-    """Joules so far, where the machine counts them and lets us read."""
-    try:
-        return int(_RAPL.read_text()) / 1e6
-    except (OSError, ValueError):
-        return None
-
-
 def main(model: str, texts: str, out: str, began: str) -> None:
     from inazuma.rightsize.predictor import load
 
@@ -63,13 +56,18 @@ def main(model: str, texts: str, out: str, began: str) -> None:
     for text in rows[:WARM]:
         predictor.answer([text])
     service: list[float] = []
-    until, cpu, joules = time.perf_counter() + SECONDS, time.process_time(), _counter()
+    gpu = str(getattr(predictor, "device", "cpu")).startswith("cuda")
+    until, cpu, before = time.perf_counter() + SECONDS, time.process_time(), counted(gpu)
     while len(service) < CALLS and (time.perf_counter() < until or len(service) < 20):
         start = time.perf_counter()
         predictor.answer([rows[len(service) % len(rows)]])
         service.append(1000 * (time.perf_counter() - start))
-    after = _counter()
-    counted = None if joules is None or after is None or after < joules else (after - joules) / len(service)
+    joules = {name: None if x is None else x / len(service) for name, x in since(before, gpu).items()}
+    held = 0.0
+    if gpu:
+        import torch
+
+        held = torch.cuda.max_memory_reserved() / 1e6
     write_json(
         Path(out),
         {
@@ -77,7 +75,9 @@ def main(model: str, texts: str, out: str, began: str) -> None:
             "cold_start_s": cold,
             "memory_mb": peak_memory(),
             "cpu_seconds": (time.process_time() - cpu) / len(service),
-            "joules": counted,
+            "joules": joules,
+            "gpu": gpu,
+            "gpu_memory_mb": held,
         },
     )
 

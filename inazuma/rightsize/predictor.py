@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from inazuma.errors import UserError
 from inazuma.files import read_json, write_json
+from inazuma.rightsize.energy import Joules
 
 RUNG = "rung.json"
 _KINDS = {
@@ -35,6 +36,8 @@ class Answer(NamedTuple):
     """How long it took, where that was measured with it."""
     stop_reason: str | None = None
     """Why it ended, where somebody said so: "length" is an answer that was cut off."""
+    joules: Joules | None = None
+    """What it drew, where that was counted with it."""
 
 
 class Predictor(Protocol):

@@ -16,9 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from inazuma import config
 from inazuma.errors import RunError, UserError, needs_extra
 from inazuma.files import read_json
+from inazuma.rightsize.energy import counted, since
 from inazuma.rightsize.generative import readable
 from inazuma.rightsize.measure import peak_memory
 from inazuma.rightsize.predictor import RUNG, Answer, write_kind
@@ -116,6 +119,11 @@ class Asked:
         shown = _shown(examples, choice["examples"], labels, task.seed)
         return cls(task, labels, [(e.text, e.target) for e in shown], endpoint, out / SAID, used=len(shown))
 
+    @property
+    def gpu(self) -> bool:
+        """Whether the server that was started here computes on a GPU: it takes one that it finds."""
+        return bool(self.endpoint.get("process")) and torch.cuda.is_available()
+
     # ------------------------------------------------------------------------------------------------- answering
 
     def answer(self, texts: Sequence[str]) -> list[Answer]:
@@ -150,10 +158,10 @@ class Asked:
         name = {**body, "model": self.task.prompted.model or str(self.task.prompted.folder)}
         key = hashlib.sha256(json.dumps(name, sort_keys=True).encode()).hexdigest()
         if key not in self._known:
-            began = time.perf_counter()
+            began, before = time.perf_counter(), counted(self.gpu) if self.endpoint.get("process") else {}
             reply = _post(client, f"{self.endpoint['url']}/chat/completions", body, self.task.prompted)
             took = 1000 * (time.perf_counter() - began)
-            line = {"key": key, "reply": reply, "milliseconds": took}
+            line = {"key": key, "reply": reply, "milliseconds": took, "joules": since(before, self.gpu)}
             if self.said is not None:
                 with open(self.said, "ab") as handle:
                     handle.write(encode_line(line))
@@ -172,6 +180,7 @@ class Asked:
             *self._tokens(usage, ("prompt_tokens", "completion_tokens"), str(self.endpoint.get("url"))),
             float(line["milliseconds"]),
             choice.get("finish_reason"),
+            line.get("joules"),
         )
 
     def _extract(self, content: str) -> str | None:
@@ -257,6 +266,7 @@ class Asked:
         hosted = process is not None
         return {
             "hosted": hosted,
+            "gpu": self.gpu,
             "labels": self.used,
             "memory_mb": peak_memory(process) if hosted else 0.0,
             "cold_start_s": float(self.endpoint.get("cold_start_s", 0.0)),

@@ -117,7 +117,7 @@ def _speed(task: Task, result: Mapping[str, Any], folder: Path) -> Table:
             f"{np.median(service):.3g}",
             f"{rung['requests_per_second']:.3g} × {rung['workers'] or '∞'}",
             f"{rung['cold_start_s']:.1f}",
-            f"{rung['memory_mb']:.0f}" if rung["memory_mb"] else "unknown",
+            _memory(rung),
             f"{rung['disk_mb']:.2f}",
             f"{rung['training_seconds']:.1f}",
             f"{rung['joules']:.3g} ({rung['energy']})",
@@ -130,11 +130,19 @@ def _speed(task: Task, result: Mapping[str, Any], folder: Path) -> Table:
         "waiting in line before one worker included; intervals by ranks. Fewer than about 300 measured calls leave the "
         "99th percentile open upwards. Throughput: requests a second of one worker within the limit, workers needed. "
         "Cold start and memory are those of a fresh process. Estimated energy is processor time, or that of an asked "
-        "model's answer, × assumed watts; it counts in the cost and never in the verdict."
+        "model's answer, × assumed watts; of a GPU without a counter, the time of the answer × those assumed of it. It "
+        "counts in the cost and never in the verdict."
     )
     header = ["rung", "p50 ms", "p95 ms", "p99 ms", "one answer ms", "per second × workers", "cold start s"]
     header += ["memory MB", "disk MB", "training s", "J per answer", "calls"]
     return "Speed and memory", note, header, rows
+
+
+def _memory(rung: Mapping[str, Any]) -> str:
+    if not rung["memory_mb"]:
+        return "unknown"
+    gpu = f" + {rung['gpu_memory_mb']:.0f} of the GPU" if rung["gpu_memory_mb"] else " + GPU" if rung["gpu"] else ""
+    return f"{rung['memory_mb']:.0f}{gpu}"
 
 
 def _costs(task: Task, result: Mapping[str, Any]) -> Table:
@@ -178,6 +186,7 @@ def _break_even(task: Task, result: Mapping[str, Any], facts: Mapping[str, Any])
     ):
         prices = config.to_dict(task.costs)
         prices["machine_hour"] *= factor
+        prices["gpu_hour"] *= factor
         curves = [
             cost_curve(facts[r["name"]], prices, r["requests_per_second"], RATES, task.costs.peak_factor)
             for r in (chosen, other)

@@ -33,10 +33,14 @@ class Costs:
     peak_factor: float = 3.0
     """How many times the average the machines must carry."""
     machine_hour: float = 0.05
-    """One machine like this one."""
+    """One machine like this one, without a GPU."""
+    gpu_hour: float = 0.50
+    """A GPU like this one, of rungs that answer on one."""
     kilowatt_hour: float = 0.30
     watts: float = 30.0
-    """What the machine is taken to draw while it computes, where it has no counter."""
+    """What the processor is taken to draw while it computes, where it has no counter."""
+    gpu_watts: float = 200.0
+    """The same of a GPU."""
     api_input_mtok: float = 0.0
     """A million tokens read, at an address that charges."""
     api_output_mtok: float = 0.0
@@ -45,7 +49,8 @@ class Costs:
     months: float = 12.0
     """How long labels and training are written off over."""
     price_band: float = 2.0
-    """The factor up and down that `machine_hour` is uncertain by; the break-even is reckoned at both ends too."""
+    """The factor up and down that `machine_hour` and `gpu_hour` are uncertain by; the break-even is reckoned at both
+    ends too."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

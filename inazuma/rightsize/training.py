@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -17,11 +19,14 @@ from inazuma.data.batches import IGNORE, Batch
 from inazuma.data.tokenizer import END_OF_TEXT, Sample, save_tokenizer, train_tokenizer
 from inazuma.errors import UserError
 from inazuma.model import ModelConfig, Transformer
-from inazuma.rightsize.generative import ARROW, Codec, Generative
+from inazuma.rightsize.generative import ARROW, Codec, Generative, compute_device
 from inazuma.rightsize.table import Example
 from inazuma.rightsize.task import Task
 from inazuma.train.recipe import OptimizerConfig, Stage, TrainConfig
 from inazuma.train.step import TrainStep
+
+# cuBLAS repeats its sums only with a workspace of fixed size, and reads this when it starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 Pair = tuple[list[int], list[int]]
 """The tokens of a prompt and of its answer."""
@@ -61,7 +66,7 @@ def new_model(task: Task, examples: Sequence[Example], folder: Path) -> Transfor
         rope_theta=1000.0,
         max_position_embeddings=shape.context,
     )
-    model = Transformer(config).init_weights(task.seed)
+    model = Transformer(config).init_weights(task.seed).to(compute_device())
     model.tokenizer_folder = folder
     return model
 
@@ -70,7 +75,7 @@ def from_checkpoint(folder: Path) -> Transformer:
     """A model to go on training, in float32."""
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"{folder}: not a model folder (it has no config.json)")
-    return inazuma.load(folder, dtype=torch.float32)
+    return inazuma.load(folder, dtype=torch.float32, device=compute_device())
 
 
 def room_for(codec: Codec, targets: Sequence[str]) -> int:
@@ -107,11 +112,23 @@ def fit(model: Transformer, task: Task, examples: Sequence[Example], trial: dict
         optimizer=OptimizerConfig(matrices="adamw", weight_decay=0.1),
         mtp_weight=0.0 if model.config.num_nextn_predict_layers else None,
     )
-    trainer = TrainStep(model, recipe)
     batches = Batches(pairs, rows, context, codec.end, task.seed)
-    for step in range(steps):
-        trainer.step(batches.next(), stage, (step + 0.5) / steps)
+    with repeatable(model.lm_head.weight.device):
+        trainer = TrainStep(model, recipe)
+        for step in range(steps):
+            trainer.step(batches.next(), stage, (step + 0.5) / steps)
     return Generative(model, task, labels_of(task, examples), context, room)
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """The same weights to the bit each time on a GPU too, where many sums have no order otherwise."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or device.type == "cuda")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def steps_of(task: Task, pairs: Sequence[Pair], batch_tokens: int, share: float) -> int:

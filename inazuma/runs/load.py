@@ -133,8 +133,10 @@ def request_cost(facts: Mapping[str, Any], prices: Mapping[str, float], workers:
     """
     months = prices["months"] * MONTH * rate
     hosted = facts["hosted"]
+    # Records from before GPUs were priced name none.
+    hour = prices["machine_hour"] + (prices["gpu_hour"] if facts.get("gpu") else 0.0)
     return {
-        "machines": prices["machine_hour"] * max(workers, 1) / (HOUR * rate) if hosted else 0.0,
+        "machines": hour * max(workers, 1) / (HOUR * rate) if hosted else 0.0,
         "energy": facts["joules"] / 3.6e6 * prices["kilowatt_hour"] if hosted else 0.0,
         "tokens": (
             0.0
@@ -143,7 +145,7 @@ def request_cost(facts: Mapping[str, Any], prices: Mapping[str, float], workers:
             / 1e6
         ),
         "labels": facts["labels"] * prices["label"] / months,
-        "training": facts["training_seconds"] / HOUR * prices["machine_hour"] / months,
+        "training": facts["training_seconds"] / HOUR * hour / months,
     }
 
 

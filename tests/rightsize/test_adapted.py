@@ -105,10 +105,11 @@ def rung(folder: Path, name: str, scores: dict[str, np.ndarray], confidence: np.
                 line = {"task": split, "id": str(i), "score": float(score), "confidence": float(sure), "answer": name}
                 handle.write(encode_line(line))
     write_service(here, [milliseconds] * 40)
-    counted = ("training_seconds", "cold_start_s", "memory_mb", "disk_mb", "joules", "input_tokens", "output_tokens")
+    counted = ["training_seconds", "cold_start_s", "memory_mb", "gpu_memory_mb", "disk_mb", "joules"]
+    counted += ["input_tokens", "output_tokens"]
     write_json(
         here / FACTS,
-        dict.fromkeys(counted, 1.0) | {"hosted": True, "labels": 9, "energy": "counted", "calls": 40},
+        dict.fromkeys(counted, 1.0) | {"hosted": True, "gpu": False, "labels": 9, "energy": "counted", "calls": 40},
     )
 
 

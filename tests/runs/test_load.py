@@ -39,7 +39,7 @@ def test_a_cost_by_hand():
         "input_tokens": 0, "output_tokens": 0,
     }  # fmt: skip
     prices = {
-        "machine_hour": 3.6, "kilowatt_hour": 0.5, "label": 0.1, "months": 1.0,
+        "machine_hour": 3.6, "gpu_hour": 10.8, "kilowatt_hour": 0.5, "label": 0.1, "months": 1.0,
         "api_input_mtok": 2.0, "api_output_mtok": 8.0,
     }  # fmt: skip
     terms = request_cost(facts, prices, 2, 10.0)
@@ -47,5 +47,7 @@ def test_a_cost_by_hand():
     assert terms["machines"] == pytest.approx(2 * 3.6 / 36000)
     assert terms["energy"] == pytest.approx(36 / 3.6e6 * 0.5)
     assert terms["labels"] == pytest.approx(100 / requests) and terms["training"] == pytest.approx(3.6 / requests)
+    gpu = request_cost(facts | {"gpu": True}, prices, 2, 10.0)
+    assert gpu["machines"] == pytest.approx(2 * 14.4 / 36000) and gpu["training"] == pytest.approx(14.4 / requests)
     api = request_cost(facts | {"hosted": False, "input_tokens": 500, "output_tokens": 100}, prices, 0, 10.0)
     assert api["tokens"] == pytest.approx((500 * 2 + 100 * 8) / 1e6) and api["machines"] == api["energy"] == 0
