@@ -12,8 +12,9 @@ and sees the positions `0 .. last[n]`, none where that is -1. Scores, order and 
 
 A query's result depends on its own numbers and its sequence alone, to the bit: not on the other queries of a call, on
 how a prompt is cut into chunks, on which pages a sequence has, or (in C++) on the number of threads. On the CPU
-`native/paged.cpp` does the work wherever the library is there (`cpu/paged.py`). On a GPU the engines do, on rows that
-`gathered.py` brings together: the same to rounding, but the last bits may depend on the other queries of a call.
+`native/paged.cpp` does the work wherever the library is there (`cpu/paged.py`). On a GPU `gathered.py` does: the same
+to rounding, but the last bits may depend on the other queries of a call, and nobody checks the numbers in `tables`,
+`row`, `last` and `indices`, for which one would have to wait.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ def select(index_q: Tensor, index_w: Tensor, pool: Pool, tables: Tensor, row: Te
     if pool.native is not None:
         with told(lambda: _check_places((pool,), tables, row, last)):
             return cpu.select(index_q, index_w, pool.native, tables, row, last, k)
-    _check_places((pool,), tables, row, last)
     if index_q.is_cuda:
         return gathered.select(index_q, index_w, pool, tables, row, last, k)
+    _check_places((pool,), tables, row, last)
     out = torch.full((len(index_q), k), -1, dtype=torch.int32, device=index_q.device)
     index_q = pool.rounded(index_q)
     for queries, slots in _sequences(tables, row, last):
@@ -128,9 +129,9 @@ def attend(
         native = None if values is None else values.native
         with told(lambda: _check_places(pools, tables, row, last, indices)):
             return cpu.attend(q, keys.native, native, tables, row, last, scale, indices, Dv)
-    _check_places(pools, tables, row, last, indices)
     if q.is_cuda:
         return gathered.attend(q, keys, values, tables, row, last, scale, indices, Dv)
+    _check_places(pools, tables, row, last, indices)
     out = q.new_zeros(len(q), q.shape[1], Dv)
     for queries, slots in _sequences(tables, row, last):
         k = v = None

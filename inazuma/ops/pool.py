@@ -141,6 +141,14 @@ class Pool:
         rows = self.data[slots // PAGE, :, slots % PAGE].flatten(1)[:, None] if self.by_column else self.data[slots]
         return self._decode(rows)
 
+    def read_pages(self, pages: Tensor) -> Tensor:
+        """The rows of whole pages int32 `[B,P]`, `[B,P*PAGE,G,D]`, of a pool by row; float32, or else bfloat16.
+
+        A number that is no page's stands for some page, whose rows then mean nothing.
+        """
+        rows = self.data.unflatten(0, (self.pages, PAGE))[pages.long().clamp(0, self.pages - 1)].flatten(1, 2)
+        return self._decode(rows).bfloat16() if self.format == "fp8" else rows
+
     def rounded(self, x: Tensor) -> Tensor:
         """Queries float32 `[...,D]` as they meet the keys of int16 and int8; others are left as they are."""
         if self.format not in WHOLE:
@@ -181,7 +189,8 @@ def told(check: Callable[[], None]) -> Iterator[None]:
 def _check_slots(slots: Tensor, pool: Pool) -> None:
     if slots.dtype != torch.int64 or slots.dim() != 1:
         raise UserError(f"slots: expected int64 [N], got {slots.dtype} {list(slots.shape)}")
-    if len(slots) and not (int(slots.min()) >= 0 and int(slots.max()) < pool.pages * PAGE):
+    # To look at a GPU's numbers would be to wait for it; PyTorch looks there itself.
+    if not slots.is_cuda and len(slots) and not (int(slots.min()) >= 0 and int(slots.max()) < pool.pages * PAGE):
         raise UserError(f"slots: expected 0 to {pool.pages * PAGE - 1}, got {int(slots.min())} to {int(slots.max())}")
 
 

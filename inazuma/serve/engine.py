@@ -184,9 +184,10 @@ class Engine:
     def _take_in(self, chosen: Sequence[tuple[Text, int]], pieces: Sequence[Piece], output: Output) -> list:
         """Draws the next tokens and hands them out; returns the texts that have ended, and how."""
         ended, rows_seen, tokens_seen, selections = [], 0, 0, iter(output.selections)
+        logits = output.logits.cpu()
         for (text, count), piece in zip(chosen, pieces, strict=True):
             request = text.request
-            rows = output.logits[rows_seen : rows_seen + piece.logits].cpu()
+            rows = logits[rows_seen : rows_seen + piece.logits]
             hidden = output.hidden_NE[tokens_seen : tokens_seen + len(piece.tokens)]
             rows_seen, tokens_seen = rows_seen + piece.logits, tokens_seen + len(piece.tokens)
             options = {"selection": tuple(next(selections))} if piece.observe else {}

@@ -10,6 +10,7 @@ D head width, I index heads, C index width, V vocabulary, K experts of a token.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -28,6 +29,7 @@ from inazuma.ops import packed
 from inazuma.ops.packed import Packed
 from inazuma.ops.paged import attend, select
 from inazuma.ops.pool import PAGE, Pool
+from inazuma.serve.graphs import Graphs, Inputs, Written
 
 Weights = Literal["none", "int8", "int4"]
 Format = Literal["float32", "bfloat16", "fp8"]
@@ -57,72 +59,92 @@ class Output:
     """For each piece that asked: a layer each, the positions its last token reads; None where a layer is dense."""
 
 
+class Group(NamedTuple):
+    """Tokens that one call of an operator takes."""
+
+    at: Tensor | None
+    """Which of the N tokens, int64; None where it is all of them."""
+    tables: Tensor
+    rows: Tensor
+    last: Tensor
+    selects: bool
+    """Whether they select, or read all that they see: no more than k keys."""
+
+
 class Batch:
     """Where the tokens of some pieces are: what all layers share in one pass."""
 
-    def __init__(self, pieces: Sequence[Piece], topk: int | None, device: torch.device):
-        sizes = [len(piece.tokens) for piece in pieces]
-        last = [piece.start + i for piece, size in zip(pieces, sizes, strict=True) for i in range(size)]
-        widest = max(len(piece.pages) for piece in pieces)
-        tables = [[*piece.pages, *[0] * (widest - len(piece.pages))] for piece in pieces]
-        rows = [row for row, size in enumerate(sizes) for _ in range(size)]
-        slots = [
-            piece.pages[at // PAGE] * PAGE + at % PAGE
-            for piece, size in zip(pieces, sizes, strict=True)
-            for at in range(piece.start, piece.start + size)
-        ]
-        self.last_N = torch.tensor(last, dtype=torch.int32, device=device)
-        self.positions_N = self.last_N.long()
-        self.rows_N = torch.tensor(rows, dtype=torch.int32, device=device)
-        self.tables = torch.tensor(tables, dtype=torch.int32, device=device)
-        self.slots_N = torch.tensor(slots, dtype=torch.int64, device=device)
-        # A token that sees no more than k keys reads them in place; the others select.
-        selects = [topk is not None and at >= topk for at in last]
-        self.selects, self.sees_all = any(selects), not all(selects)
-        self.selecting = (
-            torch.tensor(selects, device=device).nonzero()[:, 0] if self.selects and self.sees_all else None
-        )
-        self.seeing = torch.tensor(selects, device=device).logical_not().nonzero()[:, 0] if self.selects else None
-        ends = torch.tensor(sizes).cumsum(0).tolist()
-        self.observed = [end - 1 for piece, end in zip(pieces, ends, strict=True) if piece.observe]
-        self.selections: list[list[tuple[int, ...] | None]] = [[] for _ in self.observed]
+    def __init__(self, positions_N: Tensor, slots_N: Tensor, groups: Sequence[Group]):
+        self.positions_N, self.slots_N, self.groups = positions_N, slots_N, groups
+        self.observed: list[int] = []
+        """The tokens whose selections are wanted."""
+        self.selections: list[list[tuple[int, ...] | None]] = []
+        self._last: list[int] = []
+        self._selecting: list[int] = []
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece], topk: int | None, device: torch.device) -> Batch:
+        places = [(number, piece.start + i) for number, piece in enumerate(pieces) for i in range(len(piece.tokens))]
+        slots = [pieces[number].pages[at // PAGE] * PAGE + at % PAGE for number, at in places]
+        # C++ takes all pieces at once. On a GPU the tokens of a longer one share tiles of keys, and come by themselves.
+        members: dict[tuple[int, bool], list[int]] = {}
+        for n, (number, at) in enumerate(places):
+            apart = number if device.type != "cpu" and len(pieces[number].tokens) > 1 else -1
+            members.setdefault((apart, topk is not None and at >= topk), []).append(n)
+        groups = []
+        for (_, selects), tokens in members.items():
+            chosen = list(dict.fromkeys(places[n][0] for n in tokens))
+            row = {number: i for i, number in enumerate(chosen)}
+            widest = max(len(pieces[number].pages) for number in chosen)
+            tables = [[*pieces[number].pages, *[0] * (widest - len(pieces[number].pages))] for number in chosen]
+            numbers = tables, [row[places[n][0]] for n in tokens], [places[n][1] for n in tokens]
+            group = (torch.tensor(x, dtype=torch.int32, device=device) for x in numbers)
+            at = torch.tensor(tokens, device=device) if len(members) > 1 else None
+            groups.append(Group(at, *group, selects))
+        batch = cls(*(torch.tensor(x, device=device) for x in ([at for _, at in places], slots)), groups)
+        ends = itertools.accumulate(len(piece.tokens) for piece in pieces)
+        batch.observed = [end - 1 for piece, end in zip(pieces, ends, strict=True) if piece.observe]
+        batch.selections = [[] for _ in batch.observed]
+        batch._last = [at for _, at in places]
+        batch._selecting = [n for (_, selects), tokens in members.items() if selects for n in tokens]
+        return batch
 
     def select(self, index_q_NIC: Tensor, index_w_NI: Tensor, pool: Pool, k: int) -> Tensor | None:
-        """The selections of the tokens that select, int32 `[.,k]`; None where none does."""
-        if not self.selects:
-            return None
-        rows, last = self.rows_N, self.last_N
-        if self.selecting is not None:
-            at = self.selecting
-            index_q_NIC, index_w_NI, rows, last = index_q_NIC[at], index_w_NI[at], rows[at], last[at]
-        return select(index_q_NIC, index_w_NI, pool, self.tables, rows, last, k)
+        """The selections of the tokens that select, int32 `[.,k]`, group by group; None where none does."""
+        found = []
+        for group in self.groups:
+            if group.selects:
+                q, w = (x if group.at is None else x[group.at] for x in (index_q_NIC, index_w_NI))
+                found.append(select(q, w, pool, group.tables, group.rows, group.last, k))
+        return torch.cat(found) if len(found) > 1 else found[0] if found else None
 
     def attend(
         self, q_NHD: Tensor, keys: Pool, values: Pool | None, scale: float, indices: Tensor | None, value_width: int
     ) -> Tensor:
         """Attention over what was selected, and over everything where a token does not select; `[N,H,value_width]`."""
         shared = {"scale": scale, "value_width": value_width if values is None else None}
-        if indices is None:
-            return attend(q_NHD, keys, values, self.tables, self.rows_N, self.last_N, **shared)
-        if self.selecting is None:
-            return attend(q_NHD, keys, values, self.tables, self.rows_N, self.last_N, indices=indices, **shared)
-        out = q_NHD.new_empty(*q_NHD.shape[:2], value_width)
-        for at, kept in ((self.selecting, indices), (self.seeing, None)):
-            where = self.rows_N[at], self.last_N[at]
-            out[at] = attend(q_NHD[at], keys, values, self.tables, *where, indices=kept, **shared)
+        out, begin = None, 0
+        for at, tables, rows, last, selects in self.groups:
+            kept = None
+            if selects:
+                kept, begin = indices[begin : begin + len(rows)], begin + len(rows)
+            q = q_NHD if at is None else q_NHD[at]
+            part = attend(q, keys, values, tables, rows, last, indices=kept, **shared)
+            if at is None:
+                return part
+            out = q_NHD.new_empty(*q_NHD.shape[:2], value_width) if out is None else out
+            out[at] = part
         return out
 
     def note(self, indices: Tensor | None, sparse: bool) -> None:
         """Keeps what a layer selected for the tokens that are observed."""
-        for selections, row in zip(self.selections, self.observed, strict=True):
+        for selections, token in zip(self.selections, self.observed, strict=True):
             if not sparse:
                 selections.append(None)
-                continue
-            selecting = range(len(self.last_N)) if self.selecting is None else self.selecting.tolist()
-            if indices is None or row not in selecting:
-                selections.append(tuple(range(int(self.last_N[row]) + 1)))
+            elif token not in self._selecting:
+                selections.append(tuple(range(self._last[token] + 1)))
             else:
-                selections.append(tuple(x for x in indices[selecting.index(row)].tolist() if x >= 0))
+                selections.append(tuple(x for x in indices[self._selecting.index(token)].tolist() if x >= 0))
 
 
 class Runner:
@@ -161,6 +183,8 @@ class Runner:
         self._norm = _Norm(model.model.norm)
         self._head = packer.head(model.lm_head.weight)
         self.weight_bytes = packer.nbytes + self._embedding.nbytes
+        captured = self.device.type == "cuda" and all(layer.captured for layer in self._layers)
+        self._graphs = Graphs(self._decode, config.index_topk, self.device) if captured else None
         self.page_bytes = PAGE * sum(pool.row_bytes for layer in self._all() for pool in layer.pools)
 
     def _all(self) -> list[_Layer]:
@@ -176,13 +200,26 @@ class Runner:
         """Reads the pieces' tokens: writes their keys to the caches and returns the logits that were asked for."""
         if self._limit is not None:
             self._limit.make_room(sum(len(piece.tokens) for piece in pieces))
-        batch = Batch(pieces, self.config.index_topk, self.device)
-        x_NE = self._embed([token for piece in pieces for token in piece.tokens])
+        if self._graphs is not None and all(len(p.tokens) == 1 == p.logits and not p.observe for p in pieces):
+            written = self._graphs.step([Written(piece.tokens[0], piece.start, piece.pages) for piece in pieces])
+            if written is not None:
+                return Output(*written)
+        batch = Batch.of(pieces, self.config.index_topk, self.device)
+        hidden_NE = self._hidden(self._embed([token for piece in pieces for token in piece.tokens]), batch)
+        return Output(self._logits(hidden_NE, pieces), hidden_NE, batch.selections)
+
+    def _hidden(self, x_NE: Tensor, batch: Batch) -> Tensor:
         pending, shared = None, None
         for layer in self._layers:
             pending, shared = layer(x_NE, pending, batch, shared)
-        hidden_NE = self._norm.after_adding(x_NE, pending)
-        return Output(self._logits(hidden_NE, pieces), hidden_NE, batch.selections)
+        return self._norm.after_adding(x_NE, pending)
+
+    def _decode(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Logits and hidden states of a token of each text."""
+        group = Group(None, inputs.tables, inputs.rows_N, inputs.last_N, inputs.selects)
+        batch = Batch(inputs.positions_N, inputs.slots_N, [group])
+        hidden_NE = self._hidden(F.embedding(inputs.tokens_N, self._embedding).float(), batch)
+        return self._head(hidden_NE), hidden_NE
 
     @torch.inference_mode()
     def predict(self, pieces: Sequence[Piece], hidden_NE: Tensor) -> Tensor:
@@ -193,7 +230,7 @@ class Runner:
             hidden_NE: what `step` made of those that it read.
         """
         [predictor, *_] = self._predictors
-        batch = Batch(pieces, self.config.index_topk, self.device)
+        batch = Batch.of(pieces, self.config.index_topk, self.device)
         embedded_NE = self._embed([token for piece in pieces for token in piece.tokens])
         return self._logits(predictor(embedded_NE, hidden_NE, batch), pieces)
 
@@ -268,6 +305,12 @@ class _Packer:
         self.nbytes += result.nbytes
         return result
 
+    def stacked(self, weight_HOK: Tensor) -> Tensor:
+        """Matrices for one product of them all, `[H,K,O]`, which a GPU does at once."""
+        weight = weight_HOK.detach().to(torch.bfloat16 if weight_HOK.dtype == torch.bfloat16 else torch.float32)
+        self.nbytes += weight.nbytes
+        return weight.mT.contiguous()
+
     def exact(self, *linears: nn.Linear) -> Packed:
         """What is never quantised, as one."""
         return self.weight(torch.cat([linear.weight.float() for linear in linears]), None, "float32")
@@ -306,6 +349,8 @@ class _Layer:
         self._attention = kind(config, number, layer.self_attn, packer, tables, pages, format)
         self._mlp = (_Mixture if isinstance(layer.mlp, MixtureOfExperts) else _SwiGLU)(layer.mlp, packer)
         self.pools = self._attention.pools
+        self.captured = getattr(self._mlp, "captured", True)
+        """Whether it never waits for a GPU."""
 
     def __call__(
         self, x_NE: Tensor, pending_NE: Tensor | None, batch: Batch, shared: Tensor | None
@@ -407,9 +452,13 @@ class _Heads:
     """A matrix for each head."""
 
     def __init__(self, weight_HOK: Tensor, packer: _Packer):
-        self._heads = [packer.weight(weight.contiguous()) for weight in weight_HOK]
+        self._stacked_HKO = packer.stacked(weight_HOK) if weight_HOK.is_cuda else None
+        self._heads = [] if weight_HOK.is_cuda else [packer.weight(weight.contiguous()) for weight in weight_HOK]
 
     def __call__(self, x_NHK: Tensor) -> Tensor:
+        if self._stacked_HKO is not None:
+            x_HNK = x_NHK.transpose(0, 1).to(self._stacked_HKO.dtype)
+            return torch.bmm(x_HNK, self._stacked_HKO).transpose(0, 1).float()
         x_HNK = x_NHK.transpose(0, 1).contiguous()
         return torch.stack([head(x) for head, x in zip(self._heads, x_HNK, strict=True)], dim=1)
 
@@ -462,25 +511,30 @@ class _Expert:
 
 
 class _Mixture:
-    """A mixture of experts; those that stay on disk compute as they are."""
+    """A mixture of experts; those that stay on disk compute as they are, and so do a GPU's, all at once."""
 
     def __init__(self, module: MixtureOfExperts, packer: _Packer):
         self._gate = module.gate
         self._router = packer.exact(module.gate)
         self._shared = None if module.shared_experts is None else _SwiGLU(module.shared_experts, packer)
-        self._streamed, self._experts = None, []
+        self._whole, self._experts = None, []
         experts = module.experts
-        if isinstance(experts, Experts):
+        if isinstance(experts, Experts) and experts.gate_proj.device.type == "cpu":
             for gate, up, down in zip(experts.gate_proj, experts.up_proj, experts.down_proj, strict=True):
                 self._experts.append(_Expert(gate, up, down, lambda weight: packer.weight(weight, None, packer.kind)))
             experts.gate_proj = experts.up_proj = experts.down_proj = None
         else:
-            self._streamed = experts
+            self._whole = experts
+            packer.nbytes += sum(weight.nbytes for weight in experts.parameters())
+        exact = self._whole is not None and isinstance(experts, Experts) and experts.gate_proj.dtype == torch.float32
+        self._dtype = torch.float32 if exact else torch.bfloat16
+        self.captured = not exact
+        """Whether it never waits for a GPU: in float32 it asks which experts there are rows for."""
 
     def __call__(self, x_NE: Tensor) -> Tensor:
         routing = self._gate.route(self._scores(self._router(x_NE)))
-        if self._streamed is not None:
-            y_NKE = self._streamed(x_NE.to(torch.bfloat16), routing.experts).float()
+        if self._whole is not None:
+            y_NKE = self._whole(x_NE.to(self._dtype), routing.experts).float()
         else:
             y_NKE = x_NE.new_empty(*routing.experts.shape, x_NE.shape[-1])
             for expert in routing.experts.unique().tolist():

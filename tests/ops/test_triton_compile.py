@@ -32,6 +32,7 @@ SPILLED_FASTER = {("sm_90", "attention_backward_queries"): 320}
 OF_PACKS = {"list_holders", "mark_holders"}
 WITHOUT_PRODUCTS = {
     "count_readers",
+    "add_shares",
     "keep_best",
     "loss_of_rows",
     "mark_readers",
@@ -46,6 +47,7 @@ KERNELS = WITHOUT_PRODUCTS | {
     "index_backward_queries",
     "index_scores",
     "kept_scores_and_target",
+    "paged_attention",
     "visible_target",
 }
 

@@ -27,7 +27,8 @@ from triton.runtime.jit import JITFunction
 
 from inazuma.ops import dispatch
 from inazuma.ops.contract import resolve_spans
-from inazuma.ops.triton import loss_operator, operators, tiles
+from inazuma.ops.pool import Pool
+from inazuma.ops.triton import loss_operator, operators, paged, tiles
 from tests.ops.test_triton_compile import SHARED_MEMORY
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -121,6 +122,19 @@ def everything(widths: dict[str, int], dtype: torch.dtype, absorbed: bool, unali
         operators.sparse_attention(q, k, v, indices, 1.0, sink)[0].sum().backward()
 
 
+def pages(widths: dict[str, int], dtype: torch.dtype, absorbed: bool) -> None:
+    """Launches the kernels of paged caches, for those that are kept in this dtype and, of bfloat16, in fp8."""
+    H, G, Dk, Dv = widths.values()
+    formats = {torch.float32: ["float32"], torch.bfloat16: ["bfloat16", "fp8"]}.get(dtype, [])
+    q, row, last = torch.zeros(3, H, Dk), torch.arange(3, dtype=torch.int32), torch.full((3,), 100, dtype=torch.int32)
+    tables, kept = torch.zeros(3, 9, dtype=torch.int32), torch.zeros(3, 200, dtype=torch.int32)
+    for format in formats:
+        keys = Pool(1, G, Dk, format, plain=Dk - Dv)
+        values = None if absorbed else Pool(1, G, Dv, format)
+        for indices in (None, kept):
+            paged.attend(q, keys, values, tables, row, last, 1.0, indices, Dv)
+
+
 def compile_all(name: str, chosen: list[str]) -> list[dict[str, Any]]:
     """One record for each kernel and set of constants that the operators would launch on GPU `name`.
 
@@ -137,19 +151,21 @@ def compile_all(name: str, chosen: list[str]) -> list[dict[str, Any]]:
             return
         done.add(key)
         compiled = triton.compile(source, target=target, options=options)
-        flags = "ROWS", "KEYS", "QUERIES", "BLOCK", "SPARSE", "PACK", "ATOMIC", "MERGED"
+        flags = "ROWS", "KEYS", "QUERIES", "BLOCK", "SPARSE", "PACK", "ATOMIC", "MERGED", "LISTED", "FP8"
         sizes = {x: arguments[x] for x in flags if x in arguments}
         record = {"target": name, "kernel": kernel.__name__, "widths": where, **sizes, **options}
         records.append(record | report(target, compiled))
 
     JITFunction.run = run
     limits = tiles.Limits(SHARED_MEMORY[name], target.warp_size, target.arch == tiles.HOPPER)
-    operators.limits = loss_operator.limits = lambda device: limits
+    operators.limits = loss_operator.limits = paged.limits = lambda device: limits
+    paged.processors = lambda device: 100
     for label in chosen:
         for dtype in TYPES if label in ("grouped", "narrow") else [torch.bfloat16]:
             if dtype.is_floating_point:
                 where = f"{label}, {str(dtype)[6:]}"
                 everything(WIDTHS[label], dtype, label.startswith("absorbed"), label.endswith("unaligned"))
+                pages(WIDTHS[label], dtype, label.startswith("absorbed"))
     return records
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from inazuma.serve.graphs import Inputs, Written
 from inazuma.serve.runner import Piece, Runner, page_bytes
 from tests.model.tiny import build, observed, tiny, tokens
 
@@ -100,3 +101,23 @@ def test_few_bits_stay_near():
         got = read(runner, ids[0].tolist(), [], [0, 1])
         loss[weights] = float((got - expected).norm() / expected.norm())
     assert loss["none"] < 1e-5 < loss["int8"] < 0.05 and loss["int8"] < loss["int4"] < 0.3
+
+
+@pytest.mark.parametrize("shape", ["mla", "gqa", "gqa-dense", "moe"])
+def test_a_step_at_fixed_addresses_is_the_same_step(shape):
+    """What a GPU captures: a token of each text, the last text once more where the graph is for more of them."""
+    runner = Runner(build(tiny(**SHAPES[shape]), dtype=torch.bfloat16), pages=9, context=192)
+    texts = {(7, 2): tokens(70), (0, 3, 8): tokens(140, seed=1), (5,): tokens(3, seed=2)}
+    pieces = []
+    for pages, ids in texts.items():
+        runner.step([Piece(ids[:-1].tolist(), 0, pages)])
+        pieces.append(Piece(ids[-1:].tolist(), len(ids) - 1, pages))
+    expected = runner.step(pieces)
+    inputs = Inputs(4, 4, runner.config.index_topk is not None, torch.device("cpu"))
+    for order in ((2, 1, 0), (0, 1, 2)):
+        chosen = [pieces[i] for i in order]
+        inputs.fill([Written(piece.tokens[0], piece.start, [*piece.pages, 1]) for piece in chosen])
+        with torch.inference_mode():
+            logits, hidden = runner._decode(inputs)
+        assert torch.equal(logits[:3], expected.logits[list(order)]) and torch.equal(logits[3], logits[2])
+        assert torch.equal(hidden[:3], expected.hidden_NE[list(order)])

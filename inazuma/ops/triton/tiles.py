@@ -156,6 +156,14 @@ def forward(gpu: Limits, widths: Widths, sparse: bool, packed: bool = False) -> 
     return for_sets(tile, widths.heads, packed) if sparse else tile
 
 
+def paged(gpu: Limits, widths: Widths, format: str) -> Tiles:
+    """Of a pool of that format; numbers decoded from fp8 pass through registers in float32."""
+    tile = forward(gpu, widths, sparse=True)
+    if format != "fp8":
+        return tile
+    return tile._replace(rows=min(tile.rows, 32), keys=16, stages=1, warps=8 if gpu.warp == 32 else 4)
+
+
 def backward_queries(gpu: Limits, widths: Widths, sparse: bool, packed: bool = False) -> Tiles:
     if widths.exact:
         tile = EXACT
