@@ -22,7 +22,8 @@ SPLITS = ("train", "validation", "calibration", "test")
 _NAMES = {"valid": "validation", "val": "validation", "dev": "validation", "calib": "calibration"}
 NEAR = 0.8
 """Jaccard similarity of two texts' 5-letter pieces from which on they are near duplicates."""
-_PIECE, _PERMUTATIONS = 5, 64
+_PIECE, _BANDS = 5, (16, 4)
+"""16 bands of 4 hashes: of pairs with that similarity one in five thousand, (1 - NEAR^4)^16, is not looked at."""
 _FACTORS = np.random.Generator(np.random.PCG64(0)).integers(1 << 64, size=_PIECE + 1, dtype=np.uint64)
 FEWEST_TESTED = 10
 
@@ -98,11 +99,12 @@ def duplicate_sets(examples: Sequence[Example]) -> list[list[int]]:
     # Exact ones first: only one of each set needs a MinHash.
     first: dict[str, int] = {}
     pairs = [(first.setdefault(normal(example.text), i), i) for i, example in enumerate(examples)]
-    index = MinHashLSH(threshold=NEAR, num_perm=_PERMUTATIONS)
+    permutations = _BANDS[0] * _BANDS[1]
+    index = MinHashLSH(num_perm=permutations, params=_BANDS)
     sketches: dict[int, np.ndarray] = {}
     for text, i in first.items():
         pieces = pieces_of(text)
-        sketch = MinHash(num_perm=_PERMUTATIONS, seed=1, hashfunc=int)
+        sketch = MinHash(num_perm=permutations, seed=1, hashfunc=int)
         sketch.update_batch(pieces)
         for j in index.query(sketch):
             # The sketch only proposes: the similarity itself decides.

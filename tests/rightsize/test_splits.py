@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import numpy as np
@@ -58,6 +59,26 @@ def test_pieces_are_those_of_the_texts():
             pieces = {other[i : i + 5] for i in range(max(1, len(other) - 4))}
             shared = np.intersect1d(pieces_of(text), pieces_of(other))
             assert len(shared) == len(whole & pieces), (text, other)
+
+
+def test_near_duplicates_are_those_that_comparing_all_pairs_finds():
+    draw = random.Random(0)
+    texts = []
+    for _ in range(150):
+        words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 9))) for _ in range(draw.randint(3, 20))]
+        texts.append(" ".join(words))
+        words[draw.randrange(len(words))] = "other"  # about as often nearer than 0.8 as not
+        texts.append(" ".join(words))
+    sets = [{text[k : k + 5] for k in range(len(text) - 4)} for text in texts]
+    near = {
+        (i, j)
+        for j, other in enumerate(sets)
+        for i, one in enumerate(sets[:j])
+        if len(one & other) >= 0.8 * len(one | other)
+    }
+    assert 30 < len(near) < 120 and all(j == i + 1 for i, j in near)
+    found = duplicate_sets([Example(i, text, "a") for i, text in enumerate(texts)])
+    assert {tuple(members) for members in found} == near
 
 
 def test_groups_stay_together():
