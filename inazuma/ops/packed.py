@@ -22,6 +22,7 @@ from torch import Tensor
 
 from inazuma.errors import UserError
 from inazuma.ops.cpu.library import LIBRARY, MISSING, Linear, function
+from inazuma.ops.dispatch import engine_for
 
 Kind = Literal["float32", "bfloat16", "int8", "int4"]
 KINDS: tuple[Kind, ...] = ("float32", "bfloat16", "int8", "int4")
@@ -334,7 +335,7 @@ def rotate(x_NHD: Tensor, positions_N: Tensor, cos_SP: Tensor, sin_SP: Tensor, s
             `inazuma.model.layers.Rotation`.
 
     Raises:
-        UserError: a dtype or shape that does not fit, or a position that the tables do not have.
+        UserError: a dtype or shape that does not fit, or (but on a GPU) a position that the tables do not have.
     """
     N, H, D = x_NHD.shape
     S, P = cos_SP.shape
@@ -348,6 +349,10 @@ def rotate(x_NHD: Tensor, positions_N: Tensor, cos_SP: Tensor, sin_SP: Tensor, s
     whole = (wide or positions_N.dtype is torch.int32) and positions_N.is_contiguous()
     if not whole or positions_N.shape != (N,) or positions_N.device != x_NHD.device:
         raise UserError(f"positions: expected int32 or int64 [{N}], contiguous, on {x_NHD.device}")
+    if x_NHD.is_cuda and engine_for(x_NHD[:1, :1, :1]) == "triton":
+        from inazuma.ops.triton.rotation import rotate as on_gpu
+
+        return on_gpu(x_NHD, positions_N, cos_SP, sin_SP, start, interleaved)
     if not _in_native(x_NHD):
         part = x_NHD[..., start : start + 2 * P]
         a, b = (part[..., 0::2], part[..., 1::2]) if interleaved else part.chunk(2, -1)

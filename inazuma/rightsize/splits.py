@@ -20,10 +20,10 @@ from inazuma.rightsize.task import Task
 
 SPLITS = ("train", "validation", "calibration", "test")
 _NAMES = {"valid": "validation", "val": "validation", "dev": "validation", "calib": "calibration"}
-NEAR = 0.8
+NEAR = 0.7
 """Jaccard similarity of two texts' 5-letter pieces from which on they are near duplicates."""
-_PIECE, _BANDS = 5, (16, 4)
-"""16 bands of 4 hashes: of pairs with that similarity one in five thousand, (1 - NEAR^4)^16, is not looked at."""
+_PIECE, _BANDS = 5, (32, 3)
+"""32 bands of 3 hashes: of pairs with that similarity (1 - NEAR^3)^32, two in a million, are not looked at."""
 _FACTORS = np.random.Generator(np.random.PCG64(0)).integers(1 << 64, size=_PIECE + 1, dtype=np.uint64)
 FEWEST_TESTED = 10
 
@@ -51,7 +51,7 @@ class Splits:
 def make_splits(task: Task, examples: Sequence[Example]) -> Splits:
     """Shares the examples out as the task says.
 
-    Duplicates (the same text but for case and spaces, or near: Jaccard similarity of 5-letter pieces at least 0.8 by
+    Duplicates (the same text but for case and spaces, or near: Jaccard similarity of 5-letter pieces at least 0.7 by
     MinHash) and groups stay on one side. Where the file itself says the split, training rows that a test row repeats
     are left out of training; where time decides, later copies are left out.
 
@@ -63,7 +63,9 @@ def make_splits(task: Task, examples: Sequence[Example]) -> Splits:
     repeated = [i for members in twins for i in members[1:]]
     if repeated:
         contradicting = [m for m in twins if len({examples[i].target for i in m}) > 1]
-        findings.append(_found("duplicates", f"{len(repeated)} rows repeat another row's text", examples, repeated))
+        findings.append(
+            _found("duplicates", f"{len(repeated)} rows repeat another row's text, or nearly", examples, repeated)
+        )
         if contradicting:
             rows = [i for members in contradicting for i in members]
             message = f"{len(contradicting)} sets of the same or nearly the same text have different answers"

@@ -37,6 +37,7 @@ WITHOUT_PRODUCTS = {
     "loss_of_rows",
     "mark_readers",
     "query_ranges",
+    "rotate_heads",
     "sum_pairs",
 } | OF_PACKS
 KERNELS = WITHOUT_PRODUCTS | {

@@ -1,4 +1,5 @@
-"""The Triton engine's attention over paged caches, in Triton's interpreter, against the definition in PyTorch."""
+"""What a GPU serves with, in Triton's interpreter, against what a CPU serves with: attention over paged caches, and the
+rotation."""
 
 from __future__ import annotations
 
@@ -6,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from inazuma.ops import paged, triton
+from inazuma.ops import packed, paged, triton
 from inazuma.ops.pool import PAGE, Pool
 from tests.ops.test_paged import FORMATS, LENGTHS, QUERIES, draw, filled, shuffled
 
 pytestmark = pytest.mark.skipif(triton.obstacle() is not None, reason=str(triton.obstacle()))
 kernels = pytest.importorskip("inazuma.ops.triton.paged")
+rotation = pytest.importorskip("inazuma.ops.triton.rotation")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,6 +77,19 @@ def test_wrong_pages_and_positions_are_not_read() -> None:
     kept = torch.tensor([[0, 10_000_000, -1]] * 4, dtype=torch.int32)
     out = kernels.attend(q, pool, pool, tables, row, last, 1.0, kept, 16)
     assert torch.allclose(out[:2], torch.ones(2, 2, 16)) and not out[2:].any()
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_rotation_in_place(interleaved: bool, dtype: torch.dtype) -> None:
+    angles = draw(30, 12)
+    positions = torch.tensor([3, 29, 0, 7, 7], dtype=dtype)
+    x = draw(5, 4, 40, seed=3)[:, 1:3]  # rows and heads lie apart
+    expected = packed.rotate(x.clone(), positions, angles.cos(), angles.sin(), 9, interleaved)
+    assert rotation.rotate(x, positions, angles.cos(), angles.sin(), 9, interleaved) is x
+    assert torch.allclose(x, expected, atol=1e-6) and not torch.equal(
+        x[..., 9:33], draw(5, 4, 40, seed=3)[:, 1:3, 9:33]
+    )
 
 
 def test_kernels_say_which_pools_they_cannot_read() -> None:

@@ -28,7 +28,7 @@ from triton.runtime.jit import JITFunction
 from inazuma.ops import dispatch
 from inazuma.ops.contract import resolve_spans
 from inazuma.ops.pool import Pool
-from inazuma.ops.triton import loss_operator, operators, paged, tiles
+from inazuma.ops.triton import loss_operator, operators, paged, rotation, tiles
 from tests.ops.test_triton_compile import SHARED_MEMORY
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -123,11 +123,13 @@ def everything(widths: dict[str, int], dtype: torch.dtype, absorbed: bool, unali
 
 
 def pages(widths: dict[str, int], dtype: torch.dtype, absorbed: bool) -> None:
-    """Launches the kernels of paged caches, for those that are kept in this dtype and, of bfloat16, in fp8."""
+    """Launches the kernels of serving, for caches that are kept in this dtype and, of bfloat16, in fp8."""
     H, G, Dk, Dv = widths.values()
     formats = {torch.float32: ["float32"], torch.bfloat16: ["bfloat16", "fp8"]}.get(dtype, [])
     q, row, last = torch.zeros(3, H, Dk), torch.arange(3, dtype=torch.int32), torch.full((3,), 100, dtype=torch.int32)
     tables, kept = torch.zeros(3, 9, dtype=torch.int32), torch.zeros(3, 200, dtype=torch.int32)
+    for interleaved in (False, True):
+        rotation.rotate(q, row.long(), torch.zeros(9, Dk // 2), torch.zeros(9, Dk // 2), 0, interleaved)
     for format in formats:
         keys = Pool(1, G, Dk, format, plain=Dk - Dv)
         values = None if absorbed else Pool(1, G, Dv, format)
