@@ -148,7 +148,7 @@ def facts(
     measured: dict[str, Any],
 ) -> dict[str, Any]:
     """What the cost is reckoned with; energy without a counter is an estimate, and says so."""
-    gpu = measured.get("gpu", False)
+    gpu = measured.get("gpu", "")
     answering = sum(measured["service_ms"]) / len(measured["service_ms"]) / 1000
     estimates = {"processor": (measured.get("cpu_seconds") or answering) * task.costs.watts}
     if gpu:

@@ -63,11 +63,11 @@ def main(model: str, texts: str, out: str, began: str) -> None:
         predictor.answer([rows[len(service) % len(rows)]])
         service.append(1000 * (time.perf_counter() - start))
     joules = {name: None if x is None else x / len(service) for name, x in since(before, gpu).items()}
-    held = 0.0
+    name, held = "", 0.0
     if gpu:
         import torch
 
-        held = torch.cuda.max_memory_reserved() / 1e6
+        name, held = torch.cuda.get_device_name(), torch.cuda.max_memory_reserved() / 1e6
     write_json(
         Path(out),
         {
@@ -76,7 +76,7 @@ def main(model: str, texts: str, out: str, began: str) -> None:
             "memory_mb": peak_memory(),
             "cpu_seconds": (time.process_time() - cpu) / len(service),
             "joules": joules,
-            "gpu": gpu,
+            "gpu": name,
             "gpu_memory_mb": held,
         },
     )

@@ -120,9 +120,9 @@ class Asked:
         return cls(task, labels, [(e.text, e.target) for e in shown], endpoint, out / SAID, used=len(shown))
 
     @property
-    def gpu(self) -> bool:
-        """Whether the server that was started here computes on a GPU: it takes one that it finds."""
-        return bool(self.endpoint.get("process")) and torch.cuda.is_available()
+    def gpu(self) -> str:
+        """The GPU on which the server that was started here computes, which takes one that it finds; else ""."""
+        return torch.cuda.get_device_name() if self.endpoint.get("process") and torch.cuda.is_available() else ""
 
     # ------------------------------------------------------------------------------------------------- answering
 
@@ -158,10 +158,11 @@ class Asked:
         name = {**body, "model": self.task.prompted.model or str(self.task.prompted.folder)}
         key = hashlib.sha256(json.dumps(name, sort_keys=True).encode()).hexdigest()
         if key not in self._known:
-            began, before = time.perf_counter(), counted(self.gpu) if self.endpoint.get("process") else {}
+            gpu = bool(self.gpu)
+            began, before = time.perf_counter(), counted(gpu) if self.endpoint.get("process") else {}
             reply = _post(client, f"{self.endpoint['url']}/chat/completions", body, self.task.prompted)
             took = 1000 * (time.perf_counter() - began)
-            line = {"key": key, "reply": reply, "milliseconds": took, "joules": since(before, self.gpu)}
+            line = {"key": key, "reply": reply, "milliseconds": took, "joules": since(before, gpu)}
             if self.said is not None:
                 with open(self.said, "ab") as handle:
                     handle.write(encode_line(line))

@@ -133,6 +133,8 @@ def _speed(task: Task, result: Mapping[str, Any], folder: Path) -> Table:
         "model's answer, × assumed watts; of a GPU without a counter, the time of the answer × those assumed of it. It "
         "counts in the cost and never in the verdict."
     )
+    if names := sorted({str(rung["gpu"]) for rung in result["rungs"] if rung["gpu"]}):
+        note += f" GPU: {', '.join(names)}."
     header = ["rung", "p50 ms", "p95 ms", "p99 ms", "one answer ms", "per second × workers", "cold start s"]
     header += ["memory MB", "disk MB", "training s", "J per answer", "calls"]
     return "Speed and memory", note, header, rows

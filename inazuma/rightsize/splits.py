@@ -26,6 +26,8 @@ _PIECE, _BANDS = 5, (32, 3)
 """32 bands of 3 hashes: of pairs with that similarity (1 - NEAR^3)^32, two in a million, are not looked at."""
 _FACTORS = np.random.Generator(np.random.PCG64(0)).integers(1 << 64, size=_PIECE + 1, dtype=np.uint64)
 FEWEST_TESTED = 10
+LARGEST_SET = 0.1
+"""The share of all rows up to which near duplicates are kept together."""
 
 
 class Finding(NamedTuple):
@@ -53,13 +55,22 @@ def make_splits(task: Task, examples: Sequence[Example]) -> Splits:
 
     Duplicates (the same text but for case and spaces, or near: Jaccard similarity of 5-letter pieces at least 0.7 by
     MinHash) and groups stay on one side. Where the file itself says the split, training rows that a test row repeats
-    are left out of training; where time decides, later copies are left out.
+    are left out of training; where time decides, later copies are left out. Near duplicates that are over a tenth of
+    all rows, as where texts follow one template, are shared out all the same, and a finding says so.
 
     Raises:
         UserError: a split with nothing in it.
     """
     findings: list[Finding] = []
-    twins = duplicate_sets(examples)
+    twins = []
+    for members in duplicate_sets(examples):
+        if len(members) <= LARGEST_SET * len(examples):
+            twins.append(members)
+            continue
+        # Kept together they would be most of some split, or leave nothing to another.
+        twins += _exact(examples, members)
+        message = f"{len(members)} rows are variations of one text; they are on both sides of the split"
+        findings.append(_found("alike", message, examples, members))
     repeated = [i for members in twins for i in members[1:]]
     if repeated:
         contradicting = [m for m in twins if len({examples[i].target for i in m}) > 1]
@@ -116,6 +127,14 @@ def duplicate_sets(examples: Sequence[Example]) -> list[list[int]]:
         sketches[i] = pieces
         index.insert(i, sketch)
     return [members for members in _joined(len(examples), pairs) if len(members) > 1]
+
+
+def _exact(examples: Sequence[Example], members: Sequence[int]) -> list[list[int]]:
+    """Of these the sets whose texts are the same but for case and spaces, each of at least two."""
+    sets: dict[str, list[int]] = defaultdict(list)
+    for i in members:
+        sets[normal(examples[i].text)].append(i)
+    return [same for same in sets.values() if len(same) > 1]
 
 
 def pieces_of(text: str) -> np.ndarray:

@@ -64,7 +64,13 @@ class Engine:
         self.context = runner.context
         self._runner = runner
         self._pages = Pages(runner.pages)
-        self._scheduler = Scheduler(self._pages, runner.context, most_running=most_running, most_waiting=most_waiting)
+        self._scheduler = Scheduler(
+            self._pages,
+            runner.context,
+            most_running=most_running,
+            most_waiting=most_waiting,
+            fixed_s=runner.fixed_seconds(),
+        )
         self._wake = threading.Condition()
         self._arrivals: deque[Text] = deque()
         self._cancelled: deque[Text] = deque()

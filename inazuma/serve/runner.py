@@ -11,6 +11,7 @@ D head width, I index heads, C index width, V vocabulary, K experts of a token.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -220,6 +221,18 @@ class Runner:
         batch = Batch(inputs.positions_N, inputs.slots_N, [group])
         hidden_NE = self._hidden(F.embedding(inputs.tokens_N, self._embedding).float(), batch)
         return self._head(hidden_NE), hidden_NE
+
+    def fixed_seconds(self) -> float:
+        """What a step takes that reads a few tokens of a prompt, on a GPU; on a CPU, where it is little, 0. To be asked
+        before there are any texts: it writes to the first page."""
+        if self.device.type == "cpu":
+            return 0.0
+        piece, seconds = Piece([0] * 16, 0, [0]), []
+        for _ in range(4):  # the first one compiles
+            started = time.perf_counter()
+            self.step([piece]).logits.cpu()
+            seconds.append(time.perf_counter() - started)
+        return min(seconds)
 
     @torch.inference_mode()
     def predict(self, pieces: Sequence[Piece], hidden_NE: Tensor) -> Tensor:

@@ -77,8 +77,11 @@ class Text:
 class Scheduler:
     """Waiting and running texts and the pages that they have. The engine's thread alone calls it."""
 
-    def __init__(self, pages: Pages, context: int, *, most_running: int, most_waiting: int):
+    def __init__(self, pages: Pages, context: int, *, most_running: int, most_waiting: int, fixed_s: float = 0.0):
         self.pages, self.context = pages, context
+        self._fixed_s, self._most = fixed_s, MOST if fixed_s == 0 else 8 * MOST
+        """What any step that reads prompts takes, of few tokens too, and how many it reads at most. A GPU is done with
+        a few hundred tokens before Python has asked for all its kernels."""
         self.waiting: deque[Text] = deque()
         self.running: list[Text] = []
         self._most_running, self._most_waiting = most_running, most_waiting
@@ -119,11 +122,13 @@ class Scheduler:
         chosen = [(sequence, 1) for sequence in self.running if sequence.writes]
         reading = [sequence for sequence in self.running if not sequence.writes]
         reading.sort(key=self._urgency)
-        left = STEP - (self._writing_s if chosen else 0.0)
-        budget = MOST
+        left = STEP - (self._writing_s if chosen else 0.0) - self._fixed_s
+        # Where every step takes that long, one may take twice as long: less would be to read hardly anything.
+        left = max(left, self._fixed_s)
+        budget = self._most
         for sequence in reading:
             cost = sequence.cost or self._cost
-            count = min(sequence.pending, budget, max(int(left / cost), LEAST if budget == MOST else 0))
+            count = min(sequence.pending, budget, max(int(left / cost), LEAST if budget == self._most else 0))
             if count <= 0:
                 break
             chosen.append((sequence, count))
@@ -212,7 +217,7 @@ class Scheduler:
             return
         if read < LEAST:
             return
-        cost = max(seconds - (self._writing_s if writing else 0.0), 0.1 * seconds) / read
+        cost = max(seconds - (self._writing_s if writing else 0.0) - self._fixed_s, 0.1 * seconds) / read
         for sequence, count in step:
             if count > 1:
                 sequence.cost = cost if sequence.cost is None else sequence.cost + LEARNING * (cost - sequence.cost)

@@ -109,7 +109,7 @@ def rung(folder: Path, name: str, scores: dict[str, np.ndarray], confidence: np.
     counted += ["input_tokens", "output_tokens"]
     write_json(
         here / FACTS,
-        dict.fromkeys(counted, 1.0) | {"hosted": True, "gpu": False, "labels": 9, "energy": "counted", "calls": 40},
+        dict.fromkeys(counted, 1.0) | {"hosted": True, "gpu": "", "labels": 9, "energy": "counted", "calls": 40},
     )
 
 

@@ -61,6 +61,26 @@ def test_pieces_are_those_of_the_texts():
             assert len(shared) == len(whole & pieces), (text, other)
 
 
+def test_texts_of_one_template_are_shared_out_and_told():
+    rows = [
+        {"text": f"order number {i:04} has not arrived at my address yet", "label": "ab"[i % 2]} for i in range(200)
+    ]
+    rows[7] = dict(rows[6])
+    splits = make_splits(TASK, examples(rows))
+    assert {name: len(splits[name]) for name in SPLITS} == {
+        "train": 110,
+        "validation": 20,
+        "calibration": 20,
+        "test": 50,
+    }
+    [alike] = [one for one in splits.findings if one.kind == "alike"]
+    assert alike.message.startswith("200 rows are variations of one text")
+    assert where(splits)[6] == where(splits)[7]
+    assert [one.message for one in splits.findings if one.kind == "duplicates"] == [
+        "1 rows repeat another row's text, or nearly"
+    ]
+
+
 def test_near_duplicates_are_those_that_comparing_all_pairs_finds():
     draw = random.Random(0)
     texts = []

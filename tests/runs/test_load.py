@@ -47,7 +47,7 @@ def test_a_cost_by_hand():
     assert terms["machines"] == pytest.approx(2 * 3.6 / 36000)
     assert terms["energy"] == pytest.approx(36 / 3.6e6 * 0.5)
     assert terms["labels"] == pytest.approx(100 / requests) and terms["training"] == pytest.approx(3.6 / requests)
-    gpu = request_cost(facts | {"gpu": True}, prices, 2, 10.0)
+    gpu = request_cost(facts | {"gpu": "H100"}, prices, 2, 10.0)
     assert gpu["machines"] == pytest.approx(2 * 14.4 / 36000) and gpu["training"] == pytest.approx(14.4 / requests)
     api = request_cost(facts | {"hosted": False, "input_tokens": 500, "output_tokens": 100}, prices, 0, 10.0)
     assert api["tokens"] == pytest.approx((500 * 2 + 100 * 8) / 1e6) and api["machines"] == api["energy"] == 0

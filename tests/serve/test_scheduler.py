@@ -8,16 +8,16 @@ from inazuma.serve.request import Request, Sampling
 from inazuma.serve.scheduler import LEAST, MOST, STEP, Scheduler, Text
 
 
-def scheduler(pages: int = 400) -> Scheduler:
-    return Scheduler(Pages(pages), 16_384, most_running=64, most_waiting=64)
+def scheduler(pages: int = 400, fixed_s: float = 0.0) -> Scheduler:
+    return Scheduler(Pages(pages), 16_384, most_running=64, most_waiting=64, fixed_s=fixed_s)
 
 
 def text(prompt: int, new: int = 8, **changes) -> Text:
     return Text(Request(list(range(prompt)), new, Sampling(temperature=0), **changes), 50_000, lambda event: None)
 
 
-def run(scheduler: Scheduler, cost: float) -> list[tuple[Text, int]]:
-    """A step in which a token of a prompt takes `cost` seconds, and nothing else takes any time."""
+def run(scheduler: Scheduler, cost: float, fixed_s: float = 0.0) -> list[tuple[Text, int]]:
+    """A step in which a token of a prompt takes `cost` seconds, and all else `fixed_s`."""
     chosen = scheduler.next()
     writing = sum(each.writes for each, _ in chosen)
     for each, count in chosen:
@@ -25,7 +25,7 @@ def run(scheduler: Scheduler, cost: float) -> list[tuple[Text, int]]:
         scheduler.advance(each, count)
         if ends:
             each.tokens.append(0)
-    scheduler.learn(chosen, writing, cost * sum(count for _, count in chosen))
+    scheduler.learn(chosen, writing, fixed_s + cost * sum(count for _, count in chosen))
     return chosen
 
 
@@ -38,6 +38,18 @@ def test_pieces_become_as_long_as_a_step_may_take():
     for _ in range(30):
         [(_, count)] = run(plan, cost=STEP)
     assert count == LEAST
+
+
+def test_what_a_step_takes_anyway_does_not_make_pieces_short():
+    """As on a GPU: a step of sixteen tokens takes longer than a step should, and one of a thousand hardly more."""
+    plan = scheduler(fixed_s=1.2 * STEP)
+    plan.waiting.append(text(9_000))
+    counts = [run(plan, cost=STEP / 2000, fixed_s=1.2 * STEP)[0][1] for _ in range(6)]
+    assert sum(counts) >= 5_000 and counts[-1] >= 1_500
+    slow = scheduler(fixed_s=1.2 * STEP)
+    slow.waiting.append(text(9_000))
+    counts = [run(slow, cost=STEP / 50, fixed_s=1.2 * STEP)[0][1] for _ in range(12)]
+    assert 50 <= counts[-1] <= 75, "what it takes to read is heeded all the same"
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one():
