@@ -175,13 +175,17 @@ def _judge(task: Task, out: Path, names: list[str], skipped: dict[str, str]) -> 
         out / LADDER,
         {"names": {str(i): name for i, name in enumerate(names)}, "skipped": skipped, "beyond_limits": beyond},
     )
-    result = produce(out, evidence(task, names, [name for name in names if name not in beyond]))
+    # What is only estimated ranks nothing.
+    counted = all(read_json(out / "rungs" / name / FACTS)["energy"] == "counted" for name in names)
+    ranked = "cost" if counted else "cost_terms.all_but_energy"
+    result = produce(out, evidence(task, names, [name for name in names if name not in beyond], ranked))
     copy_model(out / "rungs" / result["verdict"]["rung"], out / "model")
     return result
 
 
-def evidence(task: Task, names: Sequence[str], eligible: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Which formula makes each figure of which record."""
+def evidence(task: Task, names: Sequence[str], eligible: Sequence[str], ranked: str) -> dict[str, dict[str, Any]]:
+    """Which formula makes each figure of which record; `ranked` is the figure of a rung that says what it costs where
+    rungs are held against each other."""
     records = {name: f"rungs/{name}/{SAMPLES}" for name in names}
     joint = {"records": records, "task": "test"}
     rule = {**joint, "margin": task.margin, "confidence": task.confidence, "eligible": list(eligible)}
@@ -232,7 +236,8 @@ def evidence(task: Task, names: Sequence[str], eligible: Sequence[str]) -> dict[
             for part in ("labels", "how"):
                 asked = {"curve": f"rungs.{i}.learning_curve", **reached, "part": part}
                 here[f"labels_to_parity.{part}"] = {"formula": "parity", **asked}
-        prices = {other: f"rungs.{k}.cost" for k, other in enumerate(names)}
+        here["cost_terms.all_but_energy"] = {**priced, "part": "all but energy"}
+        prices = {other: f"rungs.{k}.{ranked}" for k, other in enumerate(names)}
         here["on_front"] = {"formula": "ladder_front", **joint, "costs": prices, "rung": name}
         found |= {f"rungs.{i}.{field}": how for field, how in here.items()}
     return found

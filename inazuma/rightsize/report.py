@@ -93,7 +93,8 @@ def _rungs(result: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any]]
     note = (
         "Quality on the same test items, with its 95 % interval. Shortfall: points below the best, 90 % of the joint "
         "draws. p: Holm's, of calling the rung sufficient and of calling it insufficient. Front: the share of draws in "
-        "which no rung is as good and as cheap. ECE: expected calibration error of the stated confidence."
+        "which no rung is as good and as cheap; energy that is only estimated is no part of that. ECE: expected "
+        "calibration error of the stated confidence."
     )
     header = ["rung", "quality", "shortfall", "p sufficient", "p insufficient", "on the front", "ECE"]
     header += ["no answer", "cut off"]
@@ -131,7 +132,7 @@ def _speed(task: Task, result: Mapping[str, Any], folder: Path) -> Table:
         "99th percentile open upwards. Throughput: requests a second of one worker within the limit, workers needed. "
         "Cold start and memory are those of a fresh process. Estimated energy is processor time, or that of an asked "
         "model's answer, × assumed watts; of a GPU without a counter, the time of the answer × those assumed of it. It "
-        "counts in the cost and never in the verdict."
+        "stands in the cost and ranks nothing."
     )
     if names := sorted({str(rung["gpu"]) for rung in result["rungs"] if rung["gpu"]}):
         note += f" GPU: {', '.join(names)}."

@@ -156,7 +156,7 @@ def thousand_requests(
     record: str,
     of: Mapping[str, str],
     prices: Mapping[str, float],
-    part: Literal["all", "machines", "energy", "tokens", "labels", "training"] = "all",
+    part: Literal["all", "all but energy", "machines", "energy", "tokens", "labels", "training"] = "all",
 ) -> float:
     """What 1000 requests cost at the traffic stated; `record` holds the rung's facts, `of` names its workers."""
     facts = read_json(figures.record_path(record))
@@ -165,4 +165,6 @@ def thousand_requests(
         terms = request_cost(facts, prices, int(count), prices["requests_per_second"])
     except KeyError as error:
         raise UserError(f"{record}: no {error} to reckon with") from None
-    return 1000 * (math.fsum(terms.values()) if part == "all" else terms[part])
+    if part == "all but energy":
+        terms["energy"] = 0.0
+    return 1000 * (math.fsum(terms.values()) if part.startswith("all") else terms[part])

@@ -9,7 +9,7 @@ import pytest
 
 from inazuma.cli import main
 from inazuma.errors import UserError
-from inazuma.files import read_json, sha256
+from inazuma.files import read_json, sha256, write_json
 from inazuma.rightsize import ladder, load
 from inazuma.rightsize.task import Limits, Task, Transformer
 from inazuma.runs import verify
@@ -92,6 +92,26 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(tmp_path, monkeypatch):
         "praise",
         "complaint",
     )
+
+
+@pytest.mark.parametrize("energy", ["counted", "estimated"])
+def test_energy_that_is_only_estimated_ranks_nothing(tmp_path, monkeypatch, energy):
+    """Of two rungs that answer alike the second one draws far less: it is alone on the front if that was counted."""
+    path = write(tmp_path / "a.csv", keyword(200))
+    estimated = ladder.climb
+
+    def drawing(name, task, splits, plan, out):
+        estimated(name, task, splits, plan, out)
+        facts = read_json(out / "rungs" / name / "facts.json")
+        facts |= {"joules": 3.6e9 if name == "majority" else 1.0, "energy": energy}
+        write_json(out / "rungs" / name / "facts.json", facts)
+
+    monkeypatch.setattr(ladder, "climb", drawing)
+    result = climb(Task(data=path, rungs=("majority", "tfidf"), trials=1), tmp_path / "run")
+    majority, tfidf = result["rungs"]
+    assert majority["cost"] > tfidf["cost"] and tfidf["on_front"] == 1.0
+    assert majority["on_front"] == (0.0 if energy == "counted" else 1.0)
+    assert all(check.ok for check in verify(tmp_path / "run"))
 
 
 def test_a_limit_rules_a_rung_out(tmp_path):
