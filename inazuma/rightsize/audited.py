@@ -12,23 +12,23 @@ from inazuma.evaluate.audit import audit
 from inazuma.evaluate.audit.declared import DECLARATION
 from inazuma.evaluate.audit.waivers import WAIVERS
 from inazuma.files import atomic_file, write_json
-from inazuma.rightsize.splits import Splits
+from inazuma.rightsize.splits import SPLITS, Splits
 from inazuma.runs.lines import encode_line
 
 AUDIT = "audit.json"
-_KEPT = ("train", "test")
 
 
 def write_study(splits: Splits, out: Path) -> None:
-    """The texts of training and test, and the `study.yaml` that names them: with them a leak can be found by others.
-    `waivers.yaml` says of what is as it should be why it is."""
+    """The texts of all splits, and the `study.yaml` that names them: with them a leak can be found by others. What
+    something was chosen by counts as training. `waivers.yaml` says of what is as it should be why it is."""
     (out / "splits").mkdir(exist_ok=True)
-    for name in _KEPT:
+    for name in SPLITS:
         with atomic_file(out / "splits" / f"{name}.jsonl", "wb") as handle:
             for example in splits[name]:
                 group = {} if example.group is None else {"group": example.group}
                 handle.write(encode_line({"text": example.text, **group}))
-    texts = {f"{name}_split": [f"splits/{name}.jsonl"] for name in _KEPT}
+    *learnt, tested = (f"splits/{name}.jsonl" for name in SPLITS)
+    texts = {"train_split": learnt, "test_split": [tested]}
     floor = "the floor that the other rungs are held against: at chance because it is meant to be"
     with atomic_file(out / WAIVERS) as handle:
         handle.write(yaml.safe_dump([{"rule": "V24", "task": "majority: test", "reason": floor}], sort_keys=False))

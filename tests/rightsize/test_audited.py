@@ -44,10 +44,11 @@ def test_a_clean_run_is_read_rung_by_rung_and_has_no_finding(tmp_path, capsys, m
     assert main(["audit", str(tmp_path / "run")]) == 2
 
 
-def test_a_leak_between_splits_is_found(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("into", ["train", "validation", "calibration"])
+def test_a_leak_between_splits_is_found(tmp_path, monkeypatch, capsys, into):
     def leaking(task, examples):
         splits = make_splits(task, examples)
-        return Splits({**splits.parts, "train": [*splits["train"], *splits["test"][:9]]}, splits.findings)
+        return Splits({**splits.parts, into: [*splits[into], *splits["test"][:9]]}, splits.findings)
 
     monkeypatch.setattr(ladder, "make_splits", leaking)
     data = write(tmp_path / "a.csv", noisy(400))
