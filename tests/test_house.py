@@ -21,7 +21,6 @@ FLOORS = {
     "integrations": 6,
     "cli": 5,
     "rightsize": 4,
-    "sparsify": 4,
     "demo": 4,
     "bench": 4,
     "train": 3,

@@ -122,7 +122,7 @@ def fit(model: Transformer, task: Task, examples: Sequence[Example], trial: dict
 
 @contextmanager
 def repeatable(device: torch.device) -> Iterator[None]:
-    """The same weights to the bit each time on a GPU too, where many sums have no order otherwise."""
+    """Sums in an order of their own on a GPU too, where many have none otherwise and weights differ from run to run."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(before or device.type == "cuda")
     try:
