@@ -539,10 +539,10 @@ class _Mixture:
         else:
             self._whole = experts
             packer.nbytes += sum(weight.nbytes for weight in experts.parameters())
-        exact = self._whole is not None and isinstance(experts, Experts) and experts.gate_proj.dtype == torch.float32
-        self._dtype = torch.float32 if exact else torch.bfloat16
-        self.captured = not exact
-        """Whether it never waits for a GPU: in float32 it asks which experts there are rows for."""
+        on_gpu = self._whole is not None and isinstance(experts, Experts)
+        self._dtype = experts.gate_proj.dtype if on_gpu else torch.bfloat16
+        self.captured = on_gpu and experts.can_group(experts.gate_proj[0])
+        """Whether it never waits for a GPU, as one call multiplies for all experts."""
 
     def __call__(self, x_NE: Tensor) -> Tensor:
         routing = self._gate.route(self._scores(self._router(x_NE)))

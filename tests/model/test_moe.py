@@ -241,8 +241,8 @@ def test_bits_are_the_same_twice_and_with_two_threads(hidden, width):
 def test_the_grouped_product_is_used_and_is_the_loop(monkeypatch):
     model, x = build(configure()), draw(2, 40, 32)
     grouped = gradients(model, x)
-    assert model.experts._can_group(x.flatten(0, 1).repeat(3, 1))
-    monkeypatch.setattr(Experts, "_can_group", lambda *_: False)
+    assert model.experts.can_group(x.flatten(0, 1).repeat(3, 1))
+    monkeypatch.setattr(Experts, "can_group", lambda *_: False)
     model.zero_grad()
     same(gradients(model, x), grouped, 2e-6)
 
@@ -252,7 +252,7 @@ def test_an_expert_without_tokens_gets_a_gradient_of_zero(hidden, width):
     config = configure(hidden_size=hidden, moe_intermediate_size=width, n_routed_experts=64)
     # Two tokens in many copies: more pairs than experts, of which few are chosen.
     model, x = build(config), draw(1, 2, hidden).repeat(1, 20, 1)
-    assert model.experts._can_group(x[0].repeat(3, 1)) == (hidden == 32)
+    assert model.experts.can_group(x[0].repeat(3, 1)) == (hidden == 32)
     for _ in range(10):
         used = [torch.full((64, hidden, width), torch.nan) for _ in range(8)]  # what freed memory may hold
         del used
@@ -278,7 +278,7 @@ def test_decoding_reads_only_the_chosen_experts(autocast):
         assert len(chosen) == 3 and torch.equal(model(x), before)
     assert model.load().sum() == 0
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        assert not model.experts._can_group(x[0].expand(3, -1))  # which would convert all of them
+        assert not model.experts.can_group(x[0].expand(3, -1))  # which would convert all of them
 
 
 def test_under_autocast_the_router_stays_in_float32_and_the_experts_do_not():
