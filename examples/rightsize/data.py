@@ -2,7 +2,7 @@
 
     python examples/rightsize/data.py FOLDER [--lists /var/lib/apt/lists]
 
-* `packages-en.csv`: one-line descriptions of Debian packages and their sections, from apt's package lists.
+* `packages-en.csv`: one-line descriptions of Debian packages, their sections and sources, from apt's package lists.
 * `packages-ja.csv`: the same in Japanese, from apt's Translation-ja (`apt-get -o Acquire::Languages=ja,en update`
   fetches it on a Debian machine that has no Japanese lists yet).
 * `entities-ja.jsonl`: persons, places and organisations in Japanese sentences, from the package hironsancorpus (MIT).
@@ -43,15 +43,20 @@ def stanzas(path: Path) -> Iterator[dict[str, str]]:
             yield fields
 
 
-def packages(lists: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(description, section) in English and in Japanese."""
-    english: dict[str, tuple[str, str]] = {}
+Package = tuple[str, str, str]
+"""Description, section, and the source that it was built from."""
+
+
+def packages(lists: Path) -> tuple[list[Package], list[Package]]:
+    """In English and in Japanese."""
+    english: dict[str, Package] = {}
     for path in sorted(lists.glob("*_main_binary-*_Packages*")):
         for stanza in stanzas(path):
             if {"Description", "Section"} <= stanza.keys():
-                english[stanza["Package"]] = stanza["Description"], stanza["Section"].rsplit("/", 1)[-1]
+                source = stanza.get("Source", stanza["Package"]).split()[0]
+                english[stanza["Package"]] = stanza["Description"], stanza["Section"].rsplit("/", 1)[-1], source
     japanese = {
-        stanza["Package"]: (stanza["Description-ja"], english[stanza["Package"]][1])
+        stanza["Package"]: (stanza["Description-ja"], *english[stanza["Package"]][1:])
         for path in sorted(lists.glob("*_i18n_Translation-ja*"))
         for stanza in stanzas(path)
         if stanza.get("Package") in english and re.search(r"[\u3040-\u30ff]", stanza.get("Description-ja", ""))
@@ -59,12 +64,13 @@ def packages(lists: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]
     return list(english.values()), list(japanese.values())
 
 
-def write_sections(rows: list[tuple[str, str]], sections: tuple[str, ...], count: int, path: Path) -> None:
+def write_sections(rows: list[Package], sections: tuple[str, ...], count: int, path: Path) -> None:
     """Descriptions of as many packages of each section as there are, up to equal shares; the rest are unlabelled."""
     draw = random.Random(0)
     chosen, rest = [], []
+    sources = {(text, section): source for text, section, source in sorted(rows, reverse=True)}
     for section in sections:
-        here = sorted({text for text, other in rows if other == section})
+        here = sorted({text for text, other, _ in rows if other == section})
         draw.shuffle(here)
         share = count // len(sections)
         chosen += [(text, section) for text in here[:share]]
@@ -72,7 +78,8 @@ def write_sections(rows: list[tuple[str, str]], sections: tuple[str, ...], count
     draw.shuffle(chosen)
     draw.shuffle(rest)
     with open(path, "w", newline="", encoding="utf-8") as handle:
-        csv.writer(handle).writerows([("text", "label"), *chosen])
+        lines = ((text, section, sources[text, section]) for text, section in chosen)
+        csv.writer(handle).writerows([("text", "label", "source"), *lines])
     with open(path.with_name(f"{path.stem}-unlabelled.csv"), "w", newline="", encoding="utf-8") as handle:
         csv.writer(handle).writerows([("text",), *[(text,) for text in rest[:UNLABELLED]]])
     print(path, dict(Counter(section for _, section in chosen)), f"and {min(len(rest), UNLABELLED)} unlabelled")
