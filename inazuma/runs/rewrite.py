@@ -65,7 +65,10 @@ def _hashes(path: Path) -> Iterator[str]:
             if not changed:
                 raise UserError(f"{path}: has no line `records:` to write hashes under")
         elif old != new:
-            text = text.replace(old, new)
+            line = rf"(?m)^(\s+(['\"]?){re.escape(name)}\2:\s*)(['\"]?){re.escape(old)}\3(\s*(?:#.*)?)$"
+            text, changed = re.subn(line, rf"\g<1>{new}\g<4>", text)
+            if changed != 1:
+                raise UserError(f"{path}: write {new} yourself; it is not found as `{name}: {old}`")
         if old != new:
             yield f"{name}: SHA-256 {old or 'none'} is now {new}"
     _write(path, text)

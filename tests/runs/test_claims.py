@@ -282,6 +282,28 @@ claims:
     assert (folder / "claims.yaml").read_text() == after
 
 
+def test_a_hash_is_rewritten_in_its_own_line_only(folder):
+    """Whatever stands there until it is known, such as a nought."""
+    new = sha256((folder / "times.json").read_bytes()).hexdigest()
+    rest = """not_measured: [100 and 200]
+claims:
+  - id: speed
+    text: It takes 1,000 MB and 0 seconds.
+    figures:
+      size: {value: "1,235", unit: 1.0e+6, record: times.json, formula: value, field: bytes}
+"""
+    for old in ('"0"', "pending", "'0'  # to come"):
+        text = f"documents: [README.md]\nrecords:\n  times.json: {old}\n{rest}"
+        (folder / "claims.yaml").write_text(text)
+        cli.main(["verify", str(folder / "claims.yaml"), "--rewrite"])
+        after = (folder / "claims.yaml").read_text()
+        assert after == text.replace(f"times.json: {old.split()[0]}", f"times.json: {new}", 1)
+    inline = f"documents: [README.md]\nrecords: {{times.json: {'0' * 64}}}\n{rest}"
+    (folder / "claims.yaml").write_text(inline)
+    assert cli.main(["verify", str(folder / "claims.yaml"), "--rewrite"]) == 2
+    assert (folder / "claims.yaml").read_text() == inline
+
+
 def test_a_table_that_a_program_wrote_is_read_from_where_it_stands(folder):
     (folder / "README.md").write_text(f"{DOCUMENT}\n| V01 limit | 3.55 | 2 |\n| V02 other | 4.1 | 1 |\n")
     count = {"formula": "median_at", "field": ["results", "{row}", "length"], "unit": 4}
