@@ -37,7 +37,6 @@ def overview(task: Task, counts: Counts, splits: Splits) -> dict[str, Any]:
     """Counts, class shares, and what differences the test split can show."""
     tested = len(splits["test"])
     shares = counts.targets.most_common(20)
-    total = sum(counts.targets.values())
     return {
         "rows": counts.rows,
         "empty": counts.empty,
@@ -46,7 +45,6 @@ def overview(task: Task, counts: Counts, splits: Splits) -> dict[str, Any]:
         "splits": {name: len(part) for name, part in splits.parts.items()},
         "classes": len(counts.targets),
         "class_counts": [[label, count] for label, count in shares],
-        "largest_class": shares[0][1] / total if shares else 0.0,
         "minimum_detectable": minimum_detectable(tested, task.confidence),
         "enough_for_margin": math.ceil(items_needed(task.margin, DISCORDANT, 1 - task.confidence)),
     }

@@ -291,9 +291,12 @@ def _data(data: Mapping[str, Any]) -> Table:
     overview = data["overview"]
     rows = [[one["kind"], one["message"], ", ".join(map(str, one["rows"]))] for one in data["findings"]]
     shares = ", ".join(f"{name} {count}" for name, count in overview["splits"].items())
-    largest = f", the largest {100 * overview['largest_class']:.0f} %" if overview["classes"] else ""
+    labels = ""
+    if counts := overview["class_counts"]:
+        more = f" and {overview['classes'] - len(counts)} more" if overview["classes"] > len(counts) else ""
+        labels = f", in the file: {', '.join(f'{label} {count}' for label, count in counts)}{more}"
     note = (
-        f"{overview['rows']} rows, {overview['kept']} used: {shares}. {overview['classes'] or 'No'} labels{largest}. "
+        f"{overview['rows']} rows, {overview['kept']} used: {shares}. {overview['classes'] or 'No'} labels{labels}. "
         f"So many test items show a difference of {100 * overview['minimum_detectable']:.1f} points with 80 % "
         "probability where two rungs differ on every tenth item."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,10 @@ def test_a_keyword_needs_no_transformer(tmp_path, capsys):
     texts = [row["text"] for row in keyword(50, seed=9)]
     answers = [answer.text for answer in load(tmp_path / "run" / "model").answer(texts)]
     assert answers == [row["label"] for row in keyword(50, seed=9)]
+    counts = Counter(row["label"] for row in keyword(800))
     for name in ("report.html", "report.md"):
-        assert "tfidf" in (tmp_path / "run" / name).read_text()
+        report = (tmp_path / "run" / name).read_text()
+        assert "tfidf" in report and all(f"{label} {count}" in report for label, count in counts.items())
 
 
 def test_a_changed_sample_is_noticed(tmp_path):
