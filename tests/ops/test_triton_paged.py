@@ -79,6 +79,11 @@ def test_wrong_pages_and_positions_are_not_read() -> None:
     kept = torch.tensor([[0, 10_000_000, -1]] * 4, dtype=torch.int32)
     out = kernels.attend(q, pool, pool, tables, row, last, 1.0, kept, 16)
     assert torch.allclose(out[:2], torch.ones(2, 2, 16)) and not out[2:].any()
+    # Nor is what lies behind the query, on the sequence's own page.
+    pool.data[7:] = 5.0
+    kept = torch.tensor([[0, 6, 7]], dtype=torch.int32)
+    out = kernels.attend(q[:1], pool, pool, tables, row[:1], torch.tensor([6], dtype=torch.int32), 1.0, kept, 16)
+    assert torch.allclose(out, torch.ones(1, 2, 16))
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
