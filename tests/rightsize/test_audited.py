@@ -44,7 +44,7 @@ def test_a_clean_run_is_read_rung_by_rung_and_has_no_finding(tmp_path, capsys, m
     assert main(["audit", str(tmp_path / "run")]) == 2
 
 
-@pytest.mark.parametrize("into", ["train", "validation", "calibration"])
+@pytest.mark.parametrize("into", ["train", "calibration"])
 def test_a_leak_between_splits_is_found(tmp_path, monkeypatch, capsys, into):
     def leaking(task, examples):
         splits = make_splits(task, examples)

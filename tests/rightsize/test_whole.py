@@ -110,7 +110,7 @@ def test_energy_that_is_only_estimated_ranks_nothing(tmp_path, monkeypatch, ener
         write_json(out / "rungs" / name / "facts.json", facts)
 
     monkeypatch.setattr(ladder, "climb", drawing)
-    result = climb(Task(data=path, rungs=("majority", "tfidf"), trials=1), tmp_path / "run")
+    result = climb(Task(data=path, rungs=("majority", "tfidf"), trials=1, curve=()), tmp_path / "run")
     majority, tfidf = result["rungs"]
     assert majority["cost"] > tfidf["cost"] and tfidf["on_front"] == 1.0
     assert majority["on_front"] == (0.0 if energy == "counted" else 1.0)
