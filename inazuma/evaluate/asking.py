@@ -70,7 +70,9 @@ def ask(model: Answering, questions: Sequence[Question], seed: int) -> Iterator[
 
 
 def _finished(running: dict[Future[Reply], Question], model: Answering, seed: int) -> Iterator[Sample]:
-    for future in wait(running, return_when=FIRST_COMPLETED).done:
+    done = wait(running, return_when=FIRST_COMPLETED).done
+    # What came is handed on before what failed ends everything.
+    for future in sorted(done, key=lambda future: future.exception() is not None):
         yield _sample(running.pop(future), model, future.result(), seed)
 
 
