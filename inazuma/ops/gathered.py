@@ -4,9 +4,8 @@ to read them would be to wait for the GPU, hundreds of times a token.
 Queries of one sequence, as a prompt's, come with a table of one row: what the sequence has is gathered and the engines
 do the rest. Of several sequences there is one query each, as when texts are written. Their attention, and that over
 what was selected, reads the pages where they lie (`triton/paged.py`); where those kernels cannot, rows are gathered for
-each query. Products are
-of float32 where the cache is float32, else of bfloat16. Results are those of `paged.py` to rounding; a query's last
-bits may depend on what else is in the batch.
+each query. Products are of float32 where the cache is float32, else of bfloat16. Results are those of `paged.py` to
+rounding; a query's last bits may depend on what else is in the batch.
 """
 
 from __future__ import annotations

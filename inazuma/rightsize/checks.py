@@ -108,9 +108,9 @@ def noise_candidates(task: Task, examples: list[Example]) -> Finding | None:
         return None
     names = sorted({example.target for example in examples})
     targets = np.array([names.index(example.target) for example in examples])
-    # Folds by the place within each class: every fold sees every class.
     room = max(200, _READ_FOR_NOISE // len(examples))
     texts = [shortened(example.text, room) for example in examples]
+    # Folds by the place within each class: every fold sees every class.
     order = np.argsort(targets, kind="stable")
     fold = np.empty(len(examples), dtype=int)
     fold[order] = np.arange(len(examples)) % 3

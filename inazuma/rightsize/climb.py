@@ -76,7 +76,7 @@ def _measured(
 
 
 def _mean(drawn: Sequence[Joules | None]) -> Joules:
-    """Of each counter the mean of what single answers drew; None where some answer was not counted."""
+    """Of each counter the mean of what single answers drew; no counter at all where some answer has none."""
     if any(one is None for one in drawn):
         return {}
     columns = {name: [one[name] for one in drawn] for name in drawn[0]}

@@ -22,9 +22,9 @@ def counted(gpu: bool) -> Joules:
     return found
 
 
-def since(before: Joules, gpu: bool) -> Joules:
+def since(before: Joules) -> Joules:
     """What was drawn since `before`; None of a counter that began anew."""
-    after = counted(gpu)
+    after = counted("gpu" in before)
     drawn = {name: None if old is None or after[name] is None else after[name] - old for name, old in before.items()}
     return {name: None if value is None or value < 0 else value for name, value in drawn.items()}
 

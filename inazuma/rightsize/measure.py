@@ -62,7 +62,7 @@ def main(model: str, texts: str, out: str, began: str) -> None:
         start = time.perf_counter()
         predictor.answer([rows[len(service) % len(rows)]])
         service.append(1000 * (time.perf_counter() - start))
-    joules = {name: None if x is None else x / len(service) for name, x in since(before, gpu).items()}
+    joules = {name: None if x is None else x / len(service) for name, x in since(before).items()}
     name, held = "", 0.0
     if gpu:
         import torch

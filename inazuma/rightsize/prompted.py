@@ -158,11 +158,10 @@ class Asked:
         name = {**body, "model": self.task.prompted.model or str(self.task.prompted.folder)}
         key = hashlib.sha256(json.dumps(name, sort_keys=True).encode()).hexdigest()
         if key not in self._known:
-            gpu = bool(self.gpu)
-            began, before = time.perf_counter(), counted(gpu) if self.endpoint.get("process") else {}
+            began, before = time.perf_counter(), counted(bool(self.gpu)) if self.endpoint.get("process") else {}
             reply = _post(client, f"{self.endpoint['url']}/chat/completions", body, self.task.prompted)
             took = 1000 * (time.perf_counter() - began)
-            line = {"key": key, "reply": reply, "milliseconds": took, "joules": since(before, gpu)}
+            line = {"key": key, "reply": reply, "milliseconds": took, "joules": since(before)}
             if self.said is not None:
                 with open(self.said, "ab") as handle:
                     handle.write(encode_line(line))

@@ -362,7 +362,7 @@ class _Layer:
         self._attention = kind(config, number, layer.self_attn, packer, tables, pages, format)
         self._mlp = (_Mixture if isinstance(layer.mlp, MixtureOfExperts) else _SwiGLU)(layer.mlp, packer)
         self.pools = self._attention.pools
-        self.captured = getattr(self._mlp, "captured", True)
+        self.captured = self._mlp.captured
         """Whether it never waits for a GPU."""
 
     def __call__(
@@ -508,6 +508,8 @@ class _Grouped(_Attention):
 
 
 class _SwiGLU:
+    captured = True
+
     def __init__(self, module: SwiGLU, packer: _Packer):
         self._gate_up, self._down = packer(module.gate_proj, module.up_proj), packer(module.down_proj)
 

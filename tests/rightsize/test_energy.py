@@ -51,10 +51,10 @@ def test_joules_are_the_counters_differences(gpu, tmp_path, monkeypatch):
     before = energy.counted(gpu=True)
     assert before == {"processor": 7.0, "gpu": 1000.0}
     counter.write_text("7500000\n")
-    assert energy.since(before, gpu=True) == {"processor": 0.5, "gpu": 2.5}
+    assert energy.since(before) == {"processor": 0.5, "gpu": 2.5}
     # RAPL's counter begins anew every few hours, and NVML's when the driver is loaded.
     counter.write_text("12\n")
-    assert energy.since(before, gpu=True) == {"processor": None, "gpu": None}
+    assert energy.since(before) == {"processor": None, "gpu": None}
 
 
 def test_nobody_counts(tmp_path, monkeypatch):
@@ -67,7 +67,7 @@ def test_nobody_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(energy, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="5f3c"))
     before = energy.counted(gpu=True)
-    assert before == {"processor": None, "gpu": None} == energy.since(before, gpu=True)
+    assert before == {"processor": None, "gpu": None} == energy.since(before)
 
 
 @pytest.mark.parametrize(

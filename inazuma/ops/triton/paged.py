@@ -4,7 +4,7 @@ tiles of keys in `dense_attention`.
 
 A query's keys are shared out among programs (split-K, as in Flash-Decoding: Dao, Haziza, Massa and Sizov, 2023), or a
 single text would keep a few of a GPU's multiprocessors busy; a second kernel adds the parts up. Nothing waits for the
-GPU, so that a step can be captured as a graph. Letters as in `paged.py`; N heads of a key-value head are `GROUP`.
+GPU, so that a step can be captured as a graph. Letters as in `inazuma/ops/paged.py`, but that N is H / G.
 """
 
 import os
